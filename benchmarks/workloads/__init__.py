@@ -1,0 +1,1 @@
+"""One folder for each application that Lepto is measured on."""

@@ -1,0 +1,1 @@
+"""What customers write to a shop, in 18 intents: the embedded default."""

@@ -1,0 +1,78 @@
+"""Fuse: fewer, larger nodes that compute the same function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lepto.compiler.context import Context, Left
+from lepto.compiler.model import OnnxModel
+from lepto.compiler.passes.fusions import graph as g
+from lepto.compiler.passes.fusions.attention import fuse_attention
+from lepto.compiler.passes.fusions.gelu import fuse_gelu
+from lepto.compiler.passes.fusions.normalization import fuse_normalization
+
+
+@dataclass(frozen=True, slots=True)
+class Fuse:
+    """Replace attention, residual normalization and GELU, as exporters write them out, by fused operators.
+
+    Fusions break silently whenever an exporter changes (onnxruntime issues 22629, 23864), so the pass counts: what it
+    fused must stand in the result, and where the architecture is known to have attention, all of it must be fused.
+
+    Attributes:
+        attention: Fuse self-attention into ``com.microsoft::Attention``.
+        normalization: Fuse residual layer normalization into ``com.microsoft::SkipSimplifiedLayerNormalization``.
+        gelu: Fuse GELU into ``com.microsoft::BiasGelu``.
+    """
+
+    name: ClassVar[str] = "fuse"
+    preserves_function: ClassVar[bool] = True
+
+    attention: bool = True
+    normalization: bool = True
+    gelu: bool = True
+
+    def __call__(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """Return the fused model.
+
+        Raises:
+            Left: Nothing in this graph can be fused.
+            PassError: The graph lost or kept nodes that it should not have.
+        """
+        graph = model.ir()
+        parts = (
+            ("attention", self.attention, fuse_attention, ("Attention",)),
+            ("normalization", self.normalization, fuse_normalization, ("SkipSimplifiedLayerNormalization",)),
+            ("gelu", self.gelu, fuse_gelu, ("BiasGelu", "Gelu")),
+        )
+        before = model.operators()
+        fused, wanted, notes = 0, {}, []
+        for name, asked, fusion, operators in parts:
+            if not asked:
+                continue
+            count, reasons = fusion(graph)
+            fused += count
+            wanted[operators] = count
+            if count or reasons:
+                notes.append(f"{count} x {name}" + (f", {len(reasons)} left ({reasons[0]})" if reasons else ""))
+        if not fused:
+            raise Left("nothing to fuse: no attention, residual normalization or GELU was found" + _tail(notes))
+        g.finish(graph)
+        result = OnnxModel.from_ir(graph)
+        after = result.operators()
+        for operators, count in wanted.items():
+            made = sum(after[op] - before[op] for op in operators)
+            context.expect(made == count, f"{' + '.join(operators)}: {count} were fused, {made} stand in the graph")
+        if self.attention and context.layers:
+            made = after["Attention"]
+            context.expect(
+                made in (0, context.layers),
+                f"Attention: the model has {context.layers} layers, but only {made} were fused: {notes[0]}",
+            )
+        context.note("; ".join(notes))
+        return result
+
+
+def _tail(notes: list[str]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""

@@ -1,0 +1,158 @@
+"""The process that holds a tritonserver: when its owner goes, in whatever way, nothing is left.
+
+It stands between Lepto and the server and runs on the standard library alone, as ``python -I -S guardian.py``. Its
+standard input is a pipe from the owner. When the pipe closes, because the owner asked for it or was killed, the
+guardian stops the server, kills what the server started, removes its shared memory and its folder, and ends. On
+standard output it says ``pid N`` when the server runs and ``exit CODE`` when the server has ended by itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class Guardian:
+    """One server, from its folder to its end.
+
+    Args:
+        order: ``folder`` to make and remove; ``copies`` and ``links`` in it (relative path to source) and ``log``, a
+            file in it; ``command`` and ``environment`` of the server; ``shared_memory_prefix`` of its segments;
+            ``grace_s``, how long it may take to stop.
+    """
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self._order = order
+        self._folder = Path(order["folder"])
+        self._server: subprocess.Popen[bytes] | None = None
+        self._exit_code: int | None = None
+        self._stop = False
+
+    def run(self) -> None:
+        """Start the server and stay until the owner closes the pipe."""
+        wakeup, wakeup_writer = os.pipe()
+        os.set_blocking(wakeup, False)
+        os.set_blocking(wakeup_writer, False)
+        signal.set_wakeup_fd(wakeup_writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop", True))
+        # A terminal sends these to a whole group; the owner decides what they mean.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Orphans of the server become ours instead of init's, and are found and killed.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        grace_s = float(self._order["grace_s"])
+        try:
+            self._start()
+            told = False
+            while not self._stop:
+                ready, _, _ = select.select([0, wakeup], [], [])
+                if wakeup in ready:
+                    os.read(wakeup, 4096)
+                    self._reap()
+                if 0 in ready:
+                    message = os.read(0, 4096)
+                    if b"kill" in message:
+                        grace_s = 0.0
+                    if not message:
+                        break
+                if self._exit_code is not None and not told:
+                    told = True
+                    self._clear()
+                    _say(f"exit {self._exit_code}")
+        finally:
+            self._end(grace_s)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        self._folder.mkdir(mode=0o700)
+        for place in [*self._order["copies"], *self._order["links"]]:
+            (self._folder / place).parent.mkdir(parents=True, exist_ok=True)
+        for place, source in self._order["copies"].items():
+            shutil.copy(source, self._folder / place)
+        for place, target in self._order["links"].items():
+            (self._folder / place).symlink_to(target)
+        library = ctypes.CDLL(None)
+        with (self._folder / self._order["log"]).open("xb") as log:
+            self._server = subprocess.Popen(
+                self._order["command"],
+                env=self._order["environment"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Should the guardian itself be killed, the kernel ends the server.
+                preexec_fn=lambda: library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
+            )
+        _say(f"pid {self._server.pid}")
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if self._server is not None and pid == self._server.pid:
+                self._exit_code = self._server.returncode = os.waitstatus_to_exitcode(status)
+
+    def _end(self, grace_s: float) -> None:
+        if self._server is not None and self._exit_code is None:
+            os.kill(self._server.pid, signal.SIGTERM if grace_s else signal.SIGKILL)
+            deadline = time.monotonic() + grace_s
+            while self._exit_code is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+                self._reap()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Kill everything in this session but the guardian, and remove the server's shared memory."""
+        deadline = time.monotonic() + 5.0
+        while (left := _session_members()) and time.monotonic() < deadline:
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.01)
+            self._reap()
+        for segment in _SHARED_MEMORY.glob(self._order["shared_memory_prefix"] + "*"):
+            segment.unlink(missing_ok=True)
+
+
+def _session_members() -> list[int]:
+    """Processes of this session, without this one: the server and all that it started."""
+    own = os.getpid()
+    session = os.getsid(0)
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != own:
+            try:
+                if os.getsid(int(entry.name)) == session:
+                    members.append(int(entry.name))
+            except (ProcessLookupError, PermissionError):
+                continue
+    return members
+
+
+def _say(line: str) -> None:
+    try:
+        os.write(1, f"{line}\n".encode())
+    except BrokenPipeError:
+        pass  # the owner is gone; the closed input says so too
+
+
+if __name__ == "__main__":
+    Guardian(json.loads(sys.argv[1])).run()

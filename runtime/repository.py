@@ -1,0 +1,491 @@
+"""Publish packages into a Triton model repository, and roll back: atomically.
+
+A version is staged in a hidden folder of the repository, made durable, load-tested, and moved into place with renames.
+Exactly one rename changes what clients get: that of the published model's ``config.pbtxt``, or for a new name that of
+its folder. Whatever instant a crash hits, the repository serves the old version or the new one; what a crash left
+behind is swept by the next publish. A version folder is never overwritten.
+
+For a text package the order is: the new version's folders; the configurations of ``NAME.tokenizer`` and ``NAME.model``
+with the old and the new version; the ensemble's (the commit); the first two again with the new version only.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lepto.runtime import triton_config
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.manifest import Manifest
+from lepto.runtime.package import LABELS, MANIFEST, MODEL, TOKENIZER, Package, file_digest, open_package
+from lepto.runtime.staging import sync_file, sync_folder, write_durably
+from lepto.runtime.triton_config import MODEL_SUFFIX, TOKENIZER_SUFFIX
+
+CONFIG = "config.pbtxt"
+LOCK = ".lepto.lock"
+STAGING_PREFIX = ".lepto-staging-"
+LOCK_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published model, as the repository has it.
+
+    Attributes:
+        name: What clients call.
+        version: The version in production.
+        versions: All complete versions, ascending.
+        text: Whether it takes text (an ensemble of three models) or tensors (one model).
+        folder: Its folder in the repository.
+    """
+
+    name: str
+    version: int
+    versions: tuple[int, ...]
+    text: bool
+    folder: Path
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The models that the ensemble is made of; empty if it takes tensors."""
+        return (self.name + TOKENIZER_SUFFIX, self.name + MODEL_SUFFIX) if self.text else ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of its Triton models in the order in which they are loaded."""
+        return (*self.parts, self.name)
+
+    def manifest(self, version: int | None = None) -> Manifest:
+        """The manifest of a version; by default the one in production.
+
+        Raises:
+            LeptoError: The version is not there or broken.
+        """
+        path = self.folder / str(version or self.version) / MANIFEST
+        try:
+            return Manifest.from_json(path.read_bytes())
+        except OSError as error:
+            raise LeptoError(f"cannot read {path}: {error.strerror}; publish the package again") from error
+        except ValueError as error:
+            raise LeptoError(f"{path} is broken: {error}; publish the package again") from error
+
+    def labels(self) -> tuple[str, ...] | None:
+        """The labels in the order of the scores, or None if there are none."""
+        path = self.folder / triton_config.LABELS_FILE
+        return tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n")) if path.exists() else None
+
+
+def check_name(name: str) -> str:
+    """Check a name for a published model.
+
+    Raises:
+        LeptoError: It does not fit a folder and Triton's unquoted command line, or belongs to a part of an ensemble.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise LeptoError(
+            f"a model's name has letters, digits, '_', '.' and '-' and starts with none of '.' and '-', got {name!r}; "
+            "choose one with --name"
+        )
+    if len(name) > 200:
+        raise LeptoError(f"a model's name has at most 200 characters, got {len(name)}; choose one with --name")
+    for suffix in (TOKENIZER_SUFFIX, MODEL_SUFFIX):
+        if name.endswith(suffix):
+            raise LeptoError(
+                f"a name ending in {suffix!r} belongs to a part of a text model, got {name!r}; choose one with --name"
+            )
+    return name
+
+
+def publish(package: Package | str | Path, repository: str | Path, *, name: str | None = None) -> Published:
+    """Publish a package as the next version of a model and put it in production.
+
+    Args:
+        package: The package; its digests are checked.
+        repository: The model repository; made if it does not exist.
+        name: The model's name; by default the package's.
+
+    Raises:
+        LeptoError: The package is broken or fails its load test, its interface differs from the version in production,
+            the name is taken by another model, or the disk is full. The repository serves what it served before.
+    """
+    package = open_package(package.path if isinstance(package, Package) else package)
+    manifest = package.manifest
+    name = check_name(name or manifest.name)
+    root = _root(repository, create=True)
+    with _disk_errors(root), _locked(root):
+        _sweep(root, name)
+        current = find_model(root, name)
+        if current is not None:
+            _check_interface(package, current)
+        version = _next_version(root, name)
+        with _staging(root) as stage:
+            text = manifest.preprocessing is not None
+            _stage_version(stage, name, version, package)
+            _load_test(package)
+            target = Published(name, version, (), text, root / name)
+            if current is None:
+                _stage_new_folders(stage, target, package)
+                for model in target.models:
+                    _move(stage / model, root / model)
+            else:
+                changes = _stage_change(stage, current, target, manifest, package.labels)
+                for model in target.models:
+                    _move(stage / model / str(version), root / model / str(version))
+                _apply(root, changes)
+    return get_model(root, name)
+
+
+def rollback(name: str, repository: str | Path, *, to: int | None = None) -> Published:
+    """Put an earlier version of a published model back in production.
+
+    Args:
+        name: The published model.
+        repository: The model repository.
+        to: The version; by default the one before the version in production.
+
+    Raises:
+        LeptoError: The model or the version is not there, or the version's files are not what was published.
+    """
+    root = _root(repository)
+    with _disk_errors(root), _locked(root):
+        current = get_model(root, name)
+        _sweep(root, name)
+        there = ", ".join(map(str, current.versions))
+        if to is None:
+            earlier = [version for version in current.versions if version < current.version]
+            if not earlier:
+                raise LeptoError(
+                    f"{name!r} has no version before {current.version}, which is in production; "
+                    f"versions there: {there}; name one with --to"
+                )
+            to = earlier[-1]
+        if to not in current.versions:
+            raise LeptoError(f"{name!r} has no version {to}; versions there: {there}")
+        if to == current.version:
+            raise LeptoError(f"version {to} of {name!r} is in production already; versions there: {there}")
+        manifest = current.manifest(to)
+        _check_files(root, current, to, manifest)
+        target = Published(name, to, (), current.text, current.folder)
+        with _staging(root) as stage:
+            _apply(root, _stage_change(stage, current, target, manifest, current.labels()))
+    return get_model(root, name)
+
+
+def list_models(repository: str | Path) -> list[Published]:
+    """The models that Lepto published into a repository, by name; others in there are left alone.
+
+    Raises:
+        LeptoError: There is no such folder, or a configuration in it is broken.
+    """
+    root = _root(repository)
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    parts = tuple(name for name in names if name.endswith((TOKENIZER_SUFFIX, MODEL_SUFFIX)))
+    found = (find_model(root, name, foreign_ok=True) for name in names if name not in parts)
+    return [model for model in found if model is not None]
+
+
+def get_model(repository: str | Path, name: str) -> Published:
+    """One published model.
+
+    Raises:
+        LeptoError: There is none of this name; the message lists those there are.
+    """
+    root = _root(repository)
+    model = find_model(root, check_name(name))
+    if model is None:
+        there = ", ".join(other.name for other in list_models(root)) or "nothing"
+        raise LeptoError(f"no model {name!r} is published in {root}; published there: {there}")
+    return model
+
+
+def find_model(root: Path, name: str, *, foreign_ok: bool = False) -> Published | None:
+    """One published model, or None.
+
+    Raises:
+        LeptoError: Its configuration is broken, or it is not Lepto's and ``foreign_ok`` is not set.
+    """
+    folder = root / name
+    config = _read_config(folder)
+    if config is None and (foreign_ok or not folder.exists()):
+        return None
+    if config is None or triton_config.owner(config) is None:
+        if foreign_ok:
+            return None
+        raise LeptoError(f"{folder} was not published by lepto and is left alone; choose another --name")
+    versions = tuple(version for version in _versions(folder) if (folder / str(version) / MANIFEST).exists())
+    text = config.platform == "ensemble"
+    return Published(name, triton_config.production_version(config), versions, text, folder)
+
+
+def _root(repository: str | Path, *, create: bool = False) -> Path:
+    root = Path(repository)
+    if create:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LeptoError(f"cannot make the model repository {root}: {error.strerror}") from error
+    if not root.is_dir():
+        raise LeptoError(
+            f"no model repository at {root}: there is no such folder; `lepto publish PACKAGE --model-repository {root}` "
+            "makes one"
+        )
+    return root
+
+
+@contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space and publish again" if error.errno == errno.ENOSPC else "check its permissions"
+        raise LeptoError(
+            f"cannot write to the model repository {root}: {error.strerror or error}; {hint}. "
+            "What was in production is untouched"
+        ) from error
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the repository's lock: one change at a time, across processes. The kernel lets go of it in a crash."""
+    descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise LeptoError(
+                        f"another publish or rollback has held {root / LOCK} for {LOCK_TIMEOUT_S:.0f} s; "
+                        "wait for it or end it"
+                    ) from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _staging(root: Path) -> Iterator[Path]:
+    stage = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=root))
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _sweep(root: Path, name: str) -> None:
+    """Remove what a crashed publish left: staging folders, and parts that no complete version belongs to."""
+    for stale in root.glob(f"{STAGING_PREFIX}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    complete = {version for version in _versions(root / name) if (root / name / str(version) / MANIFEST).exists()}
+    for part in (root / (name + TOKENIZER_SUFFIX), root / (name + MODEL_SUFFIX)):
+        config = _read_config(part)
+        if config is None:
+            if part.exists():
+                raise LeptoError(f"{part} was not published by lepto and is left alone; choose another --name")
+            continue
+        if triton_config.owner(config) is None:
+            raise LeptoError(f"{part} was not published by lepto and is left alone; choose another --name")
+        if not (root / name).exists():
+            _remove(root, part)
+            continue
+        for version in _versions(part):
+            # The folders of NAME come last, the configurations after them: without its manifest, nothing refers to it.
+            if version not in complete:
+                _remove(root, part / str(version))
+
+
+def _remove(root: Path, path: Path) -> None:
+    # Out of a server's sight in one step, then piece by piece.
+    with _staging(root) as stage:
+        path.rename(stage / "removed")
+        sync_folder(path.parent)
+
+
+def _versions(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"[1-9][0-9]*", entry.name))
+
+
+def _next_version(root: Path, name: str) -> int:
+    folders = (root / (name + suffix) for suffix in ("", TOKENIZER_SUFFIX, MODEL_SUFFIX))
+    return max((version for folder in folders for version in _versions(folder)), default=0) + 1
+
+
+def _read_config(folder: Path) -> Any | None:
+    path = folder / CONFIG
+    try:
+        return triton_config.parse(path.read_text(encoding="utf-8"), source=str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError as error:
+        raise LeptoError(f"{path} is broken: {error}") from error
+
+
+def _check_interface(package: Package, current: Published) -> None:
+    old = triton_config.interface(current.manifest(), current.labels())
+    new = triton_config.interface(package.manifest, package.labels)
+    for part, before in old.items():
+        if new[part] != before:
+            raise LeptoError(
+                f"the {part} of {package.path} differ from version {current.version} of {current.name!r}, which is in "
+                f"production, and its clients would break: {_difference(before, new[part])}; "
+                "publish it under another --name"
+            )
+
+
+def _difference(before: Any, after: Any) -> str:
+    if isinstance(before, list) and isinstance(after, list):
+        gone = [item for item in before if item not in after]
+        come = [item for item in after if item not in before]
+        if not gone and not come:
+            return "the order changed"
+        return "; ".join(
+            f"{word} {', '.join(items[:5])}{', …' if len(items) > 5 else ''}"
+            for word, items in (("without", gone), ("with", come))
+            if items
+        )
+    return f"{before!r} became {after!r}"
+
+
+def _stage_version(stage: Path, name: str, version: int, package: Package) -> None:
+    """Write the new version's folders, checked against the manifest's digests and durable."""
+    manifest = package.manifest
+    text = manifest.preprocessing is not None
+    home = _new_folder(stage / name / str(version))
+    model = _new_folder(stage / (name + MODEL_SUFFIX) / str(version)) if text else home
+    _copy(package.model_path, model / MODEL, manifest.files[MODEL])
+    write_durably(home / MANIFEST, (package.path / MANIFEST).read_bytes())
+    if manifest.preprocessing is not None and package.tokenizer_path is not None:
+        tokenizer = _new_folder(stage / (name + TOKENIZER_SUFFIX) / str(version))
+        _copy(package.tokenizer_path, tokenizer / TOKENIZER, manifest.files[TOKENIZER])
+        settings = json.dumps(manifest.preprocessing.model_dump(mode="json"), indent=2) + "\n"
+        write_durably(tokenizer / "preprocessing.json", settings.encode())
+        write_durably(tokenizer / "model.py", _tokenizer_program())
+        sync_folder(tokenizer)
+    sync_folder(model)
+    sync_folder(home)
+
+
+def _tokenizer_program() -> bytes:
+    return files("lepto.runtime.backends.tokenizer").joinpath("model.py").read_bytes()
+
+
+def _new_folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+def _copy(source: Path, destination: Path, digest: str) -> None:
+    with source.open("rb") as reader, destination.open("xb") as writer:
+        shutil.copyfileobj(reader, writer)
+        sync_file(writer)
+    if file_digest(destination) != digest:
+        raise LeptoError(f"{source} changed while it was copied; publish again when nothing writes to the package")
+
+
+def _load_test(package: Package) -> None:
+    """Run the model and compare with the outputs that the package stores."""
+    from lepto.runtime.session import Session  # loads onnxruntime, which listing a repository does not need
+
+    inputs, expected = package.probe()
+    tolerance = package.manifest.tolerance
+    try:
+        outputs = Session(package).run(inputs)
+    except Exception as error:
+        raise LeptoError(f"{package.path} does not run here and is not published: {error}", exit_code=1) from error
+    for name, reference in expected.items():
+        if not np.allclose(outputs[name], reference, rtol=tolerance.rtol, atol=tolerance.atol):
+            largest = float(np.max(np.abs(outputs[name].astype(np.float64) - reference)))
+            raise LeptoError(
+                f"{package.path} is not published: on its own probe, output {name!r} differs from the stored one by up "
+                f"to {largest:.3g} (allowed: {tolerance.atol:g} + {tolerance.rtol:g} × |value|); "
+                "compile it for this machine",
+                exit_code=1,
+            )
+
+
+def _stage_new_folders(stage: Path, target: Published, package: Package) -> None:
+    """Complete the staged folders of a name that is published for the first time."""
+    configs = _configs(target, package.manifest, package.labels)
+    for model, config in configs.items():
+        write_durably(stage / model / CONFIG, triton_config.render(config).encode())
+        if package.labels is not None and not model.endswith(TOKENIZER_SUFFIX):
+            write_durably(stage / model / triton_config.LABELS_FILE, (package.path / LABELS).read_bytes())
+        sync_folder(stage / model)
+
+
+def _configs(
+    target: Published, manifest: Manifest, labels: tuple[str, ...] | None, keep: Manifest | None = None
+) -> Mapping[str, Any]:
+    if target.text:
+        return triton_config.text_configs(target.name, target.version, manifest, labels=labels, keep=keep)
+    return {target.name: triton_config.tensor_config(target.name, target.version, manifest, labels=labels)}
+
+
+def _stage_change(
+    stage: Path, current: Published, target: Published, manifest: Manifest, labels: tuple[str, ...] | None
+) -> list[tuple[Path, str]]:
+    """Write the configurations that lead from one version to another.
+
+    Returns:
+        The staged files in the order in which they are moved, each with the model whose ``config.pbtxt`` it becomes.
+    """
+    both = _configs(target, manifest, labels, keep=current.manifest())
+    after = _configs(target, manifest, labels)
+    plan = [
+        *((part, triton_config.set_versions(both[part], [current.version, target.version])) for part in target.parts),
+        (target.name, after[target.name]),
+        *((part, after[part]) for part in target.parts),
+    ]
+    folder = _new_folder(stage / "configs")
+    changes = []
+    for index, (model, config) in enumerate(plan):
+        path = folder / f"{index}-{model}"
+        write_durably(path, triton_config.render(config).encode())
+        changes.append((path, model))
+    return changes
+
+
+def _apply(root: Path, changes: list[tuple[Path, str]]) -> None:
+    for path, model in changes:
+        os.replace(path, root / model / CONFIG)
+        sync_folder(root / model)
+
+
+def _move(source: Path, destination: Path) -> None:
+    # Under the lock, and the version number is new: nothing can be there. os.rename would replace an empty folder.
+    if destination.exists():
+        raise LeptoError(f"{destination} exists and is never overwritten; remove it if nothing serves it")
+    sync_folder(source)
+    source.rename(destination)
+    sync_folder(destination.parent)
+
+
+def _check_files(root: Path, model: Published, version: int, manifest: Manifest) -> None:
+    places = {MODEL: root / (model.parts[1] if model.text else model.name)}
+    if model.text:
+        places[TOKENIZER] = root / model.parts[0]
+    for file, folder in places.items():
+        path = folder / str(version) / file
+        if not path.is_file():
+            raise LeptoError(f"version {version} of {model.name!r} is incomplete: {path} is missing; publish it again")
+        if file_digest(path) != manifest.files[file]:
+            raise LeptoError(f"{path} is not the file that was published (its SHA-256 differs); publish it again")

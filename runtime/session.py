@@ -1,0 +1,141 @@
+"""Run a package in this process, on the CPU, through ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.manifest import Tensor
+from lepto.runtime.package import Package, check_tensors, open_package
+
+if TYPE_CHECKING:
+    import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+
+_ERRORS_ONLY = 3
+# ONNX Runtime's names of element types where they are not NumPy's.
+_ORT_TYPES = {"float": "float32", "double": "float64"}
+
+
+def onnxruntime_session(model: bytes | Path, *, threads: int) -> onnxruntime.InferenceSession:
+    """Load a model for the CPU the way every part of Lepto does, so that all measure and run the same thing.
+
+    Args:
+        model: The ONNX model, its bytes or its file.
+        threads: Intra-op threads; inter-op stays 1, since requests and not branches fill the cores.
+
+    Raises:
+        ValueError: ``threads`` is below 1.
+        LeptoError: ONNX Runtime cannot load the model.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
+        what = "the model" if isinstance(model, bytes) else str(model)
+        raise LeptoError(f"onnxruntime {onnxruntime.__version__} cannot load {what}: {_first_line(error)}") from error
+
+
+class Session:
+    """A loaded package that takes and gives arrays.
+
+    Shapes are written ``["batch", …]``: an integer is a fixed dimension, a name is dynamic. Safe to use from several
+    threads at once.
+
+    Args:
+        package: An opened package or its folder.
+        threads: Intra-op threads; by default those it was measured with.
+
+    Raises:
+        LeptoError: The package is broken, or its graph does not have the inputs and outputs of its manifest.
+    """
+
+    def __init__(self, package: Package | str | Path, *, threads: int | None = None) -> None:
+        self.package = package if isinstance(package, Package) else open_package(package)
+        self.threads = self.package.manifest.threads if threads is None else threads
+        self._session = onnxruntime_session(self.package.model_path, threads=self.threads)
+        for what, tensors, nodes in (
+            ("input", self.inputs, self._session.get_inputs()),
+            ("output", self.outputs, self._session.get_outputs()),
+        ):
+            _check_graph(what, tensors, nodes, self.package.path)
+        self._output_names = [tensor.name for tensor in self.outputs]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The model's inputs."""
+        return self.package.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The model's outputs."""
+        return self.package.manifest.outputs
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model once.
+
+        Args:
+            inputs: One array for each input, of its dtype and shape, all with one batch size.
+
+        Returns:
+            One array for each output.
+
+        Raises:
+            ValueError: An input is missing, unknown, or of the wrong dtype or shape, or the model refuses its values.
+            TypeError: An input is no NumPy array.
+        """
+        self._check(inputs)
+        try:
+            values = self._session.run(self._output_names, dict(inputs))
+        except Exception as error:  # see onnxruntime_session
+            raise ValueError(f"{self.package.manifest.name} refused its input: {_first_line(error)}") from error
+        return dict(zip(self._output_names, values, strict=True))
+
+    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        tensors = {tensor.name: tensor for tensor in self.inputs}
+        if inputs.keys() != tensors.keys():
+            missing, unknown = sorted(tensors.keys() - inputs.keys()), sorted(inputs.keys() - tensors.keys())
+            raise ValueError(
+                f"{self.package.manifest.name} takes {sorted(tensors)}: missing {missing}, unknown {unknown}"
+            )
+        for name, array in inputs.items():
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"input {name!r} must be a NumPy array, got {type(array).__name__}")
+        check_tensors({f"input {name!r}": (tensors[name], array) for name, array in inputs.items()})
+
+
+def _check_graph(what: str, tensors: tuple[Tensor, ...], nodes: list[Any], path: Path) -> None:
+    graph = {node.name: node for node in nodes}
+    if graph.keys() != {tensor.name for tensor in tensors}:
+        raise LeptoError(
+            f"{path}: the manifest names the {what}s {[tensor.name for tensor in tensors]}, the model has {list(graph)}"
+        )
+    for tensor in tensors:
+        node = graph[tensor.name]
+        found = node.type.removeprefix("tensor(").removesuffix(")")
+        dtype = _ORT_TYPES.get(found, found)
+        # The graph may leave open what the manifest knows (an output's fixed size), but may not contradict it.
+        fits = len(node.shape) == len(tensor.shape) and all(
+            not isinstance(have, int) or have == want for have, want in zip(node.shape, tensor.shape, strict=True)
+        )
+        if dtype != tensor.dtype or not fits:
+            raise LeptoError(
+                f"{path}: the manifest says {what} {tensor.name!r} is {tensor.dtype} {list(tensor.shape)}, "
+                f"the model has {dtype} {node.shape}"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

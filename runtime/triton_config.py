@@ -1,0 +1,231 @@
+"""From a manifest to Triton's ``config.pbtxt``, through Triton's own protobuf.
+
+A text package becomes three models: ``NAME`` (an ensemble: strings in, scores with labels out) over ``NAME.tokenizer``
+and ``NAME.model``. A package that takes tensors is one model, ``NAME``. The schema is ``model_config.proto`` of
+Triton, https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format  # type: ignore[import-untyped]  # protobuf ships no types
+from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # nor does tritonclient
+from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped]
+
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.manifest import Manifest, Tensor
+
+LABELS_FILE = "labels.txt"
+MODEL_FILE = "model.onnx"
+TEXT_INPUT = "TEXT"
+SCORES_OUTPUT = "scores"
+TOKENIZER_SUFFIX = ".tokenizer"
+MODEL_SUFFIX = ".model"
+
+MAX_BATCH_SIZE = 32
+# Beyond this queue a client is told at once (503) instead of waiting; beyond this age an answer is of no use.
+MAX_QUEUE_SIZE = 1024
+QUEUE_TIMEOUT_US = 10_000_000
+WARMUP_TOKENS = 16
+
+OWNER = "lepto.package"
+"""The parameter that marks a model as published by Lepto; its value is the package's name.
+
+The C++ onnxruntime backend looks parameters up by name and never sees the ones it does not know, such as this one.
+"""
+
+
+def text_configs(
+    name: str, version: int, manifest: Manifest, *, labels: Sequence[str] | None, keep: Manifest | None = None
+) -> dict[str, Any]:
+    """The three models of a text package, with one version in production.
+
+    Args:
+        name: The published name.
+        version: The version in production, the one that the ensemble's steps are pinned to.
+        manifest: Of that version.
+        labels: If the scores have labels.
+        keep: A manifest that must be served correctly beside it, for the time of a change.
+
+    Returns:
+        Model name to ``ModelConfig``, the ensemble last.
+    """
+    if manifest.preprocessing is None:
+        raise ValueError(f"package {manifest.name!r} takes tensors, not text: it has no preprocessing")
+    tokenizer = _base(name + TOKENIZER_SUFFIX, "python", manifest, [version])
+    tokenizer.input.add(name=TEXT_INPUT, data_type=pb.TYPE_STRING, dims=[1])
+    for tensor in manifest.inputs:
+        tokenizer.output.add(name=tensor.name, data_type=_type(tensor), dims=_dims(tensor))
+    _schedule(tokenizer)
+    _warm_up(tokenizer)
+
+    model = _onnx_model(name + MODEL_SUFFIX, version, manifest, labels=labels, keep=keep)
+
+    ensemble = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=MAX_BATCH_SIZE)
+    ensemble.version_policy.specific.versions.append(version)
+    ensemble.parameters[OWNER].string_value = manifest.name
+    ensemble.input.add(name=TEXT_INPUT, data_type=pb.TYPE_STRING, dims=[1])
+    for tensor in _answers(manifest):
+        _add_output(ensemble, tensor, labels)
+    names = [tensor.name for tensor in manifest.inputs]
+    first = ensemble.ensemble_scheduling.step.add(model_name=tokenizer.name, model_version=version)
+    first.input_map[TEXT_INPUT] = TEXT_INPUT
+    second = ensemble.ensemble_scheduling.step.add(model_name=model.name, model_version=version)
+    for tensor_name in names:
+        # Tensors of an ensemble share one namespace with its inputs and outputs.
+        first.output_map[tensor_name] = f"tokens.{tensor_name}"
+        second.input_map[tensor_name] = f"tokens.{tensor_name}"
+    for tensor in _answers(manifest):
+        second.output_map[tensor.name] = tensor.name
+    return {config.name: config for config in (tokenizer, model, ensemble)}
+
+
+def tensor_config(name: str, version: int, manifest: Manifest, *, labels: Sequence[str] | None = None) -> Any:
+    """The one model of a package that takes tensors, with one version in production."""
+    return _onnx_model(name, version, manifest, labels=labels, keep=None)
+
+
+def set_versions(config: Any, versions: Sequence[int]) -> Any:
+    """A copy of a configuration that serves exactly these versions."""
+    changed = pb.ModelConfig()
+    changed.CopyFrom(config)
+    changed.version_policy.specific.ClearField("versions")
+    changed.version_policy.specific.versions.extend(sorted(set(versions)))
+    return changed
+
+
+def production_version(config: Any) -> int:
+    """The version that a published model's clients get.
+
+    Raises:
+        LeptoError: The configuration does not name exactly one.
+    """
+    versions = list(config.version_policy.specific.versions)
+    if len(versions) != 1:
+        raise LeptoError(
+            f"config.pbtxt of {config.name!r} must name one version in version_policy.specific, got {versions}; "
+            "publish the package again"
+        )
+    return int(versions[0])
+
+
+def owner(config: Any) -> str | None:
+    """The name of the package that a model was published from, or None if Lepto did not publish it."""
+    return config.parameters[OWNER].string_value if OWNER in config.parameters else None
+
+
+def render(config: Any) -> str:
+    """The text of ``config.pbtxt``."""
+    return str(text_format.MessageToString(config))
+
+
+def parse(text: str, *, source: str) -> Any:
+    """Read a ``config.pbtxt``.
+
+    Raises:
+        LeptoError: It is not one; the message names ``source`` and the line.
+    """
+    try:
+        return text_format.Parse(text, pb.ModelConfig())
+    except text_format.ParseError as error:
+        raise LeptoError(f"{source} is broken: {error}") from error
+
+
+def interface(manifest: Manifest, labels: Sequence[str] | None) -> dict[str, Any]:
+    """What clients of a published model rely on; it stays the same from version to version."""
+    return {
+        "input kind": "tensors" if manifest.preprocessing is None else manifest.preprocessing.kind,
+        "inputs": [_signature(tensor) for tensor in manifest.inputs],
+        "outputs": [_signature(tensor) for tensor in manifest.outputs],
+        "labels": None if labels is None else list(labels),
+    }
+
+
+def _onnx_model(
+    name: str, version: int, manifest: Manifest, *, labels: Sequence[str] | None, keep: Manifest | None
+) -> Any:
+    config = _base(name, "onnxruntime", manifest, [version])
+    config.default_model_filename = MODEL_FILE
+    for tensor in manifest.inputs:
+        _shape(config.input.add(name=tensor.name, data_type=_type(tensor), dims=_dims(tensor)), tensor)
+    for tensor in manifest.outputs:
+        _add_output(config, tensor, labels)
+    config.parameters["intra_op_thread_count"].string_value = str(manifest.threads)
+    config.parameters["inter_op_thread_count"].string_value = "1"
+    separate = not all(one.result.batch_invariant for one in (manifest, keep) if one is not None)
+    config.parameters["batch_rows"].string_value = "separate" if separate else "together"
+    if manifest.preprocessing is not None:
+        pads = {"input_ids": manifest.preprocessing.pad_id, "token_type_ids": manifest.preprocessing.pad_type_id}
+        for tensor_name in manifest.preprocessing.inputs:
+            config.parameters[f"pad_value.{tensor_name}"].string_value = str(pads.get(tensor_name, 0))
+    _schedule(config, alone=separate)
+    _warm_up(config)
+    return config
+
+
+def _base(name: str, backend: str, manifest: Manifest, versions: Sequence[int]) -> Any:
+    config = pb.ModelConfig(name=name, backend=backend, max_batch_size=MAX_BATCH_SIZE)
+    config.version_policy.specific.versions.extend(versions)
+    # Without a group the server chooses: two instances on a CPU, one for each GPU it sees.
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.parameters[OWNER].string_value = manifest.name
+    return config
+
+
+def _schedule(config: Any, *, alone: bool = False) -> None:
+    # No max_queue_delay_microseconds: requests that come while the model is busy are joined anyway, and a lone request
+    # would wait for company in vain, in each step of the ensemble, for about as long as a light model runs.
+    batching = config.dynamic_batching
+    if alone:
+        # The C++ backend does not know `batch_rows`: keep Triton from joining requests of one row in the first place.
+        batching.preferred_batch_size.append(1)
+    policy = batching.default_queue_policy
+    policy.timeout_action = pb.ModelQueuePolicy.REJECT
+    policy.default_timeout_microseconds = QUEUE_TIMEOUT_US
+    policy.allow_timeout_override = True
+    policy.max_queue_size = MAX_QUEUE_SIZE
+
+
+def _warm_up(config: Any) -> None:
+    # The first run allocates and picks kernels; a client should not wait for that.
+    sample = config.model_warmup.add(name="zeros", batch_size=1)
+    for entry in config.input:
+        value = sample.inputs[entry.name]
+        value.data_type = entry.data_type
+        value.dims.extend(WARMUP_TOKENS if dim == -1 else dim for dim in entry.dims)
+        value.zero_data = True
+
+
+def _add_output(config: Any, tensor: Tensor, labels: Sequence[str] | None) -> None:
+    output = config.output.add(name=tensor.name, data_type=_type(tensor), dims=_dims(tensor))
+    _shape(output, tensor)
+    if labels is not None and list(tensor.shape[1:]) == [len(labels)]:
+        output.label_filename = LABELS_FILE
+
+
+def _answers(manifest: Manifest) -> list[Tensor]:
+    """The outputs that the ensemble gives: the scores of a classifier, else everything."""
+    scores = [tensor for tensor in manifest.outputs if tensor.name == SCORES_OUTPUT]
+    return scores if manifest.label_count is not None else list(manifest.outputs)
+
+
+def _dims(tensor: Tensor) -> list[int]:
+    # Triton has no empty dims beside a batch: a vector [B] goes over the wire as [B, 1].
+    return [-1 if isinstance(axis, str) else axis for axis in tensor.shape[1:]] or [1]
+
+
+def _shape(entry: Any, tensor: Tensor) -> None:
+    if len(tensor.shape) == 1:
+        entry.reshape.SetInParent()
+
+
+def _type(tensor: Tensor) -> int:
+    return int(pb.DataType.Value(f"TYPE_{np_to_triton_dtype(np.dtype(tensor.dtype))}"))
+
+
+def _signature(tensor: Tensor) -> str:
+    axes = ", ".join("?" if isinstance(axis, str) else str(axis) for axis in tensor.shape)
+    return f"{tensor.name} {tensor.dtype} [{axes}]"
