@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from lepto.runtime.errors import LeptoError
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class Schedule:
         seed: Of the head's first weights, the order of the batches and dropout.
     """
 
-    epochs: int = 6
+    epochs: int = 5
     batch_size: int = 32
     learning_rate: float = 1e-4
     head_factor: float = 10.0
@@ -44,6 +43,7 @@ class Schedule:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Check the fields."""
         for name in ("epochs", "batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -91,6 +91,7 @@ class Examples:
     labels: Sequence[str]
 
     def __post_init__(self) -> None:
+        """Check the fields."""
         if len(self.texts) != len(self.labels):
             raise ValueError(f"texts and labels must pair up, got {len(self.texts)} and {len(self.labels)}")
         if not self.texts:
@@ -124,6 +125,8 @@ def _collate(tokens: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Te
 def _groups(model: Any, schedule: Schedule) -> list[dict[str, Any]]:
     groups: dict[tuple[bool, bool], list[Any]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         groups.setdefault((name.startswith("classifier"), parameter.ndim >= 2), []).append(parameter)
     return [
         {
@@ -215,6 +218,10 @@ def fine_tune(
         if bars:
             transformers_logging.enable_progress_bar()
 
+    # Word embeddings stay as they are: words that the few training sentences lack keep their place among those that
+    # they have, and half of the parameters need neither gradient nor optimizer state.
+    model.get_input_embeddings().weight.requires_grad_(False)
+
     def encode(texts: Sequence[str]) -> list[list[int]]:
         encoded: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=schedule.max_length)["input_ids"]
         return encoded
@@ -242,7 +249,8 @@ def fine_tune(
             )
             if not bool(torch.isfinite(loss)):
                 raise LeptoError(
-                    f"the loss became {loss.item()} in epoch {epoch}: lower the learning rate ({schedule.learning_rate})"
+                    f"the loss became {loss.item()} in epoch {epoch}: "
+                    f"lower the learning rate ({schedule.learning_rate})"
                 )
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
-
 from lepto.compiler.model import OnnxModel, count_operators
 
 

@@ -8,6 +8,7 @@ standard output it says ``pid N`` when the server runs and ``exit CODE`` when th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -148,10 +149,8 @@ def _session_members() -> list[int]:
 
 
 def _say(line: str) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):  # the owner is gone; the closed input says so too
         os.write(1, f"{line}\n".encode())
-    except BrokenPipeError:
-        pass  # the owner is gone; the closed input says so too
 
 
 if __name__ == "__main__":

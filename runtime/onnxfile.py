@@ -45,7 +45,7 @@ def check_single_file(data: bytes, *, name: str) -> None:
         raise LeptoError(f"{name} is no ONNX model or is cut short: {error}") from error
     if found is not None:
         raise LeptoError(
-            f"{name} keeps the tensor {found[0]!r} in another file ({found[1]!r}: a package's model is one file; "
+            f"{name} keeps the tensor {found[0]!r} in another file ({found[1]!r}): a package's model is one file; "
             "save it without external data"
         )
     if not any(number == 7 for number, _, _ in _fields(memoryview(data))):

@@ -15,6 +15,7 @@ Writing is atomic: a package is there whole or not at all, also when the disk is
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import stat
 import zipfile
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Manifest, Tensor
 from lepto.runtime.onnxfile import check_single_file
-from lepto.runtime.staging import replace_folder, staged_folder, sync_file, write_durably
+from lepto.runtime.staging import replace_folder, staged_folder, write_durably
 
 MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD = (
     "manifest.json",
@@ -294,9 +295,9 @@ def _check_destination(folder: Path, *, force: bool) -> None:
 def write_probe(path: Path, probe: Mapping[str, NDArray[Any]]) -> None:
     """Write a probe; equal arrays give equal bytes."""
     arrays: dict[str, Any] = {name: np.ascontiguousarray(probe[name]) for name in sorted(probe)}
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-        sync_file(file)
+    buffer = io.BytesIO()  # a zip file that meets a full disk complains again when it is collected
+    np.savez_compressed(buffer, **arrays)
+    write_durably(path, buffer.getvalue())
 
 
 def _check_names(path: Path) -> set[str]:

@@ -240,8 +240,8 @@ def _root(repository: str | Path, *, create: bool = False) -> Path:
             raise LeptoError(f"cannot make the model repository {root}: {error.strerror}") from error
     if not root.is_dir():
         raise LeptoError(
-            f"no model repository at {root}: there is no such folder; `lepto publish PACKAGE --model-repository {root}` "
-            "makes one"
+            f"no model repository at {root}: there is no such folder; "
+            f"`lepto publish PACKAGE --model-repository {root}` makes one"
         )
     return root
 
@@ -416,7 +416,7 @@ def _load_test(package: Package) -> None:
             largest = float(np.max(np.abs(outputs[name].astype(np.float64) - reference)))
             raise LeptoError(
                 f"{package.path} is not published: on its own probe, output {name!r} differs from the stored one by up "
-                f"to {largest:.3g} (allowed: {tolerance.atol:g} + {tolerance.rtol:g} × |value|); "
+                f"to {largest:.3g} (allowed: {tolerance.atol:g} + {tolerance.rtol:g} * |value|); "
                 "compile it for this machine",
                 exit_code=1,
             )

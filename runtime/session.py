@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Tensor
+from lepto.runtime.onnxfile import check_single_file
 from lepto.runtime.package import Package, check_tensors, open_package
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class Session:
     def __init__(self, package: Package | str | Path, *, threads: int | None = None) -> None:
         self.package = package if isinstance(package, Package) else open_package(package)
         self.threads = self.package.manifest.threads if threads is None else threads
-        self._session = onnxruntime_session(self.package.model_path, threads=self.threads)
+        model = self.package.model_path
+        check_single_file(model.read_bytes(), name=str(model))
+        self._session = onnxruntime_session(model, threads=self.threads)
         for what, tensors, nodes in (
             ("input", self.inputs, self._session.get_inputs()),
             ("output", self.outputs, self._session.get_outputs()),

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -25,13 +24,8 @@ def write_durably(path: Path, data: bytes) -> None:
     """
     with path.open("xb") as file:
         file.write(data)
-        sync_file(file)
-
-
-def sync_file(file: IO[bytes]) -> None:
-    """Wait until what was written to an open file is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -60,6 +54,9 @@ def staged_folder(folder: Path) -> Iterator[Path]:
             done = True
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        error.add_note(f"{folder} was not written; what was there before is unchanged")
+        raise
     finally:
         if not done:
             for parent in missing:

@@ -42,7 +42,7 @@ class TextEncoder:
         preprocessing: How to cut and pad, and which inputs the model takes.
 
     Raises:
-        LeptoError: The tokenizer cannot be read.
+        LeptoError: The tokenizer cannot be read, or ``max_length`` leaves no room for text.
     """
 
     def __init__(self, tokenizer_path: str | Path, preprocessing: Preprocessing) -> None:
@@ -53,6 +53,13 @@ class TextEncoder:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
             raise LeptoError(f"{path} is no tokenizer that the installed `tokenizers` can read: {error}") from error
+        special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        if preprocessing.max_length <= special:
+            # tokenizers would not cut at all then, without a word.
+            raise LeptoError(
+                f"max_length must be above {special}, the special tokens that {path} adds, "
+                f"got {preprocessing.max_length}"
+            )
         self._tokenizer.enable_truncation(preprocessing.max_length)
         self._tokenizer.enable_padding(
             pad_id=preprocessing.pad_id,

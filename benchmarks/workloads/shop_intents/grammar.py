@@ -24,7 +24,7 @@ SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 COLUMNS: Final = ("text", "label", "template")
 
 SEED: Final = 0
-PER_TEMPLATE: Final[dict[Split, int]] = {"train": 9, "dev": 7, "test": 11}
+PER_TEMPLATE: Final[dict[Split, int]] = {"train": 4, "dev": 7, "test": 7}
 # Shares of the sentences that get a greeting, a typing error, a capital, a final mark.
 OPENING_RATE, TYPO_RATE, CAPITAL_RATE, MARK_RATE = 0.15, 0.14, 0.5, 0.55
 _ATTEMPTS: Final = 6  # draws for one more distinct sentence before a template counts as exhausted

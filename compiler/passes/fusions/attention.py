@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-
 from lepto.compiler.passes.fusions import graph as g
 
 
@@ -44,6 +43,8 @@ def fuse_attention(model: ir.Model) -> tuple[int, list[str]]:
     masks: dict[int, str | None] = {}
     mask_index: ir.Value | None = None
     for softmax in [node for node in graph if node.op_type == "Softmax" and node.domain == ""]:
+        if not any(use.node.op_type == "MatMul" for use in softmax.outputs[0].uses()):
+            continue  # probabilities of a classifier's head
         match = _match(softmax)
         if isinstance(match, str):
             reasons.append(f"{softmax.outputs[0].name}: {match}")
@@ -190,12 +191,14 @@ def _rewrite(graph: ir.Graph, match: _Match, mask_index: ir.Value | None) -> Non
         attributes["scale"] = float(match.scale)
     node = match.output.producer()
     assert node is not None
-    inputs = [match.x, g.add_initializer(graph, f"{stem}.qkv.weight", weight), g.add_initializer(graph, f"{stem}.qkv.bias", bias)]
+    inputs = [
+        match.x,
+        g.add_initializer(graph, f"{stem}.qkv.weight", weight),
+        g.add_initializer(graph, f"{stem}.qkv.bias", bias),
+    ]
     if mask_index is not None:
         inputs.append(mask_index)
-    fused = g.insert(
-        graph, node, "Attention", inputs, domain=g.MICROSOFT, attributes=attributes, like=match.output
-    )
+    fused = g.insert(graph, node, "Attention", inputs, domain=g.MICROSOFT, attributes=attributes, like=match.output)
     g.replace(match.output, fused)
 
 
@@ -223,7 +226,9 @@ def _why_not_key_padding(model: ir.Model, mask: ir.Value) -> str | None:
         attended = rng.random((batch, length)) < 0.6
         attended[:, 0] = True
         feeds = {
-            value.name: attended.astype(np.int64) if value.name == "attention_mask" else rng.integers(0, 2, (batch, length))
+            value.name: attended.astype(np.int64)
+            if value.name == "attention_mask"
+            else rng.integers(0, 2, (batch, length))
             for value in session.get_inputs()
         }
         added = session.run(None, feeds)[0]

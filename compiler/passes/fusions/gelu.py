@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 import onnx_ir as ir
-
 from lepto.compiler.passes.fusions import graph as g
 
 
@@ -83,8 +82,11 @@ def _match(erf: ir.Node) -> tuple[ir.Value, ir.Value, set[ir.Node]] | None:
         elif _near(g.scalar(operand), 0.5) and missing_half:
             missing_half = False
         elif (
-            halved is not None and x in halved.inputs and _near(g.scalar(g.other(halved, x)), 0.5)
-            and missing_x and missing_half
+            halved is not None
+            and x in halved.inputs
+            and _near(g.scalar(g.other(halved, x)), 0.5)
+            and missing_x
+            and missing_half
         ):
             missing_x = missing_half = False
             readers.add(halved)

@@ -20,7 +20,12 @@ def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
     if value.const_value is not None and not value.is_graph_input():
         return value.const_value.numpy()
     producer = value.producer()
-    if producer is not None and producer.op_type == "Constant" and producer.domain == "" and "value" in producer.attributes:
+    if (
+        producer is not None
+        and producer.op_type == "Constant"
+        and producer.domain == ""
+        and "value" in producer.attributes
+    ):
         return producer.attributes["value"].as_tensor().numpy()
     return None
 

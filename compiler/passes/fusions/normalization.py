@@ -17,7 +17,6 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-
 from lepto.compiler.passes.fusions import graph as g
 
 Array = npt.NDArray[np.floating]
@@ -52,7 +51,11 @@ def _fuse(graph: ir.Graph, norm: ir.Node) -> str | None:
     axis = norm.attributes["axis"].as_int() if "axis" in norm.attributes else -1
     epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
     weight = g.constant(gamma)
-    if weight is None or weight.ndim != 1 or (axis != -1 and (x is None or x.shape is None or axis != len(x.shape) - 1)):
+    if (
+        weight is None
+        or weight.ndim != 1
+        or (axis != -1 and (x is None or x.shape is None or axis != len(x.shape) - 1))
+    ):
         return "it does not normalize the last axis alone"
     add = g.producer(x, "Add")
     if add is None or x is None or g.only_user(x) is not norm:
@@ -109,17 +112,29 @@ def _centring(graph: ir.Graph, value: ir.Value | None, reader: ir.Node) -> Calla
         def centre_linear() -> None:
             for owner, constant in ((matmul, weight), (add, bias)):
                 _swap(graph, owner, constant)
+                _mark(owner.outputs[0])
 
         return centre_linear
     gather = g.producer(value, "Gather")
     if gather is not None and _is_lookup(gather):
-        return lambda: _swap(graph, gather, gather.inputs[0])
+
+        def centre_table() -> None:
+            _swap(graph, gather, gather.inputs[0])
+            _mark(value)
+
+        return centre_table
     inner = g.producer(value, "Add")  # the sum of several embeddings
     if inner is not None:
         parts = [_centring(graph, part, inner) for part in inner.inputs]
         known = [part for part in parts if part is not None]
         if len(known) == len(parts):
-            return lambda: [part() for part in known]
+
+            def centre_sum() -> None:
+                for part in known:
+                    part()
+                _mark(value)
+
+            return centre_sum
     return None
 
 
@@ -127,6 +142,11 @@ def _is_lookup(gather: ir.Node) -> bool:
     table = g.constant(gather.inputs[0])
     axis = gather.attributes["axis"].as_int() if "axis" in gather.attributes else 0
     return table is not None and table.ndim == 2 and axis == 0 and np.issubdtype(table.dtype, np.floating)
+
+
+def _mark(value: ir.Value) -> None:
+    """Rename a tensor that now has other values, so that it is not compared with the one it was."""
+    value.name = f"{value.name}.centred"
 
 
 def _swap(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:

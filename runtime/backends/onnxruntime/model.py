@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+import onnxruntime as ort  # type: ignore[import-untyped]  # ships no types
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # exists only inside Triton's stub
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -334,7 +334,8 @@ class Model:
             slice(sizes[axis]) if isinstance(axis, str) and axis in sizes else slice(None)
             for axis in self._out_axes[name]
         ]
-        return array[tuple(cuts)]
+        cut: np.ndarray[Any, Any] = array[tuple(cuts)]
+        return cut
 
     def _run(self, feed: Arrays) -> Arrays:
         names = [tensor.name for tensor in self.outputs]

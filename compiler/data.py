@@ -1,0 +1,287 @@
+"""Labelled samples: read from files, a hub or a function, checked, and given a content digest."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lepto.runtime.errors import LeptoError
+
+_READERS = ".csv, .tsv, .jsonl, .parquet"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled samples of one split.
+
+    Attributes:
+        inputs: N texts, or the model's inputs as arrays ``[N, ...]`` by name.
+        labels: [N] indices into the model's labels.
+        origin: Where they came from, for messages.
+    """
+
+    inputs: tuple[str, ...] | Mapping[str, npt.NDArray[np.generic]]
+    labels: npt.NDArray[np.int64]
+    origin: str
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sha256 over the samples themselves, wherever they came from."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels).tobytes())
+        if isinstance(self.inputs, Mapping):
+            for name in sorted(self.inputs):
+                array = np.ascontiguousarray(self.inputs[name])
+                digest.update(f"{name}{array.dtype}{array.shape}".encode())
+                digest.update(array.tobytes())
+        else:
+            for text in self.inputs:
+                raw = text.encode()
+                digest.update(len(raw).to_bytes(8, "little"))
+                digest.update(raw)
+        return digest.hexdigest()
+
+
+def load_samples(
+    reference: str, *, text_column: str, label_column: str, labels: Sequence[str] | None, split: str
+) -> Samples:
+    """Read one split.
+
+    Args:
+        reference: A ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file, a ``datasets`` id (``name``,
+            ``name:config``), or ``package.module:factory``. A factory returns the rows as mappings, or for models that
+            take no text ``(inputs, labels)``: arrays ``[N, ...]`` by input name, and ``[N]`` label indices.
+        text_column: The column of the text.
+        label_column: The column of the label: its name, or for integers its index.
+        labels: The model's labels in the order of its outputs; None for models that name none.
+        split: Which split of a ``datasets`` id is read.
+
+    Raises:
+        LeptoError: The data cannot be read, has no rows, lacks a column, or has a label that the model does not know.
+    """
+    path = Path(reference)
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".parquet") or path.exists():
+        rows = list(_file_rows(path, (text_column, label_column)))
+    elif ":" in reference and _is_module(reference):
+        made = call_factory(reference, "data")
+        if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Mapping):
+            return _arrays(reference, made[0], made[1], labels)
+        rows = [(f"row {number}", dict(row)) for number, row in enumerate(made, 1)]
+    else:
+        rows = list(_dataset_rows(reference, split))
+    if not rows:
+        raise LeptoError(f"{reference} has no rows: give a file with a header line and at least one sample")
+    texts, indices = [], []
+    lookup = _Labels(labels, label_column)
+    for where, row in rows:
+        for column in (text_column, label_column):
+            if column not in row or row[column] is None:
+                _no_column(reference, where, column, row)
+        text = row[text_column]
+        if not isinstance(text, str):
+            raise LeptoError(f"{reference}, {where}: column {text_column!r} must be text, got {type(text).__name__}")
+        texts.append(text)
+        try:
+            indices.append(lookup(row[label_column]))
+        except ValueError as error:
+            raise LeptoError(f"{reference}, {where}: {error}") from None
+    return Samples(tuple(texts), np.array(indices, dtype=np.int64), reference)
+
+
+class _Labels:
+    """From a cell of the label column to the index of the model's output."""
+
+    def __init__(self, labels: Sequence[str] | None, column: str) -> None:
+        self.labels = labels
+        self.column = column
+        self.index = {label: position for position, label in enumerate(labels or ())}
+
+    def __call__(self, value: Any) -> int:
+        if isinstance(value, str) and value in self.index:
+            return self.index[value]
+        number = _integer(value)
+        if number is not None and (not self.labels or 0 <= number < len(self.labels)):
+            return number
+        if self.labels is None:
+            raise ValueError(f"column {self.column!r} has {value!r}, but the model has no label names: give indices")
+        import difflib
+
+        near = difflib.get_close_matches(str(value), self.labels, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        shown = ", ".join(map(repr, self.labels[:5])) + (", …" if len(self.labels) > 5 else "")
+        raise ValueError(
+            f"column {self.column!r} has the label {value!r}, which the model does not know{hint} "
+            f"(it knows {len(self.labels)}: {shown})"
+        )
+
+
+def _integer(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
+
+
+def _no_column(reference: str, where: str, column: str, row: Mapping[str, Any]) -> None:
+    import difflib
+
+    if column in row:
+        raise LeptoError(f"{reference}, {where}: column {column!r} is empty")
+    near = difflib.get_close_matches(column, [name for name in row if name], n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    have = ", ".join(repr(name) for name in row)
+    raise LeptoError(
+        f"{reference} has no column {column!r}{hint} It has {have}: name it with --text-column or --label-column"
+        if hint
+        else f"{reference} has no column {column!r}. It has {have}: name it with --text-column or --label-column"
+    )
+
+
+Row = tuple[str, Mapping[str, Any]]
+
+
+def _file_rows(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
+    if not path.exists():
+        raise LeptoError(f"data file {path} does not exist")
+    if not path.is_file():
+        raise LeptoError(f"data file {path} is no file; one of {_READERS} is read")
+    if path.stat().st_size == 0:
+        raise LeptoError(f"{path} is empty: it needs a header line and at least one sample")
+    kind = path.suffix.lower()
+    try:
+        if kind in (".csv", ".tsv"):
+            yield from _delimited(path, "\t" if kind == ".tsv" else ",")
+        elif kind in (".jsonl", ".json"):
+            yield from _json_lines(path)
+        elif kind == ".parquet":
+            yield from _parquet(path, columns)
+        else:
+            raise LeptoError(f"{path}: unknown kind of file {kind or 'without suffix'!r}; read are {_READERS}")
+    except UnicodeDecodeError as error:
+        raise LeptoError(f"{path} is not UTF-8 (byte {error.start:,}): save it as UTF-8") from error
+
+
+def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        try:
+            for row in reader:
+                where = f"line {reader.line_num}"
+                if None in row:
+                    raise LeptoError(
+                        f"{path}, {where}: more cells than the header has columns: quote a text that contains {delimiter!r}"
+                    )
+                yield where, row
+        except csv.Error as error:
+            raise LeptoError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise LeptoError(f"{path}, line {number}: no JSON object on one line: {error.msg}") from error
+            if not isinstance(row, dict):
+                raise LeptoError(f"{path}, line {number}: must be a JSON object, got {type(row).__name__}")
+            yield f"line {number}", row
+
+
+def _parquet(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        names = pyarrow.parquet.read_schema(path).names
+        table = pyarrow.parquet.read_table(path, columns=[name for name in names if name in columns] or None)
+    except pyarrow.ArrowInvalid as error:
+        raise LeptoError(f"{path} is no whole Parquet file: {error}") from error
+    others = {name: None for name in names if name not in columns}
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"row {number}", {**row, **others}
+
+
+def _dataset_rows(reference: str, split: str) -> Iterator[Row]:
+    import datasets
+
+    name, _, config = reference.partition(":")
+    try:
+        loaded = datasets.load_dataset(name, config or None, split=split)
+    except Exception as error:  # datasets raises many kinds, none of its own base class
+        raise LeptoError(
+            f"{reference!r} is no file here and could not be loaded as a data set (split {split!r}): {_first_line(error)}. "
+            f"Give a {_READERS} file, a datasets id, or package.module:factory"
+        ) from error
+    features = loaded.features
+    for number, row in enumerate(loaded, 1):
+        named = {
+            key: features[key].int2str(value)
+            if isinstance(features[key], datasets.ClassLabel) and value >= 0
+            else value
+            for key, value in row.items()
+        }
+        yield f"row {number}", named
+
+
+def _arrays(reference: str, inputs: Mapping[str, Any], labels: Any, names: Sequence[str] | None) -> Samples:
+    arrays = {name: np.asarray(value) for name, value in inputs.items()}
+    indices = np.asarray(labels)
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer) or not len(indices):
+        raise LeptoError(
+            f"{reference}: labels must be [N] integers with N > 0, got {indices.dtype} {list(indices.shape)}"
+        )
+    for name, array in arrays.items():
+        if not array.ndim or len(array) != len(indices):
+            raise LeptoError(f"{reference}: input {name!r} has shape {list(array.shape)} for {len(indices)} labels")
+    if names is not None and (indices.min() < 0 or indices.max() >= len(names)):
+        raise LeptoError(
+            f"{reference}: label {int(indices.max())} is unknown to the model, which has {len(names)} labels"
+        )
+    return Samples(arrays, indices.astype(np.int64), reference)
+
+
+def _is_module(reference: str) -> bool:
+    module, _, function = reference.partition(":")
+    return function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def call_factory(reference: str, what: str) -> Any:
+    """Import ``package.module:factory`` (the current folder counts) and call it.
+
+    Raises:
+        LeptoError: There is no such module or function, or it failed.
+    """
+    module_name, _, function_name = reference.partition(":")
+    sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+        factory = getattr(module, function_name)
+    except (ImportError, AttributeError) as error:
+        raise LeptoError(f"the {what} factory {reference} could not be imported: {error}") from error
+    finally:
+        sys.path.remove("")
+    try:
+        return factory()
+    except Exception as error:
+        raise LeptoError(f"the {what} factory {reference} failed: {type(error).__name__}: {error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

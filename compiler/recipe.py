@@ -1,0 +1,172 @@
+"""What the user asks for: one value from flags, a YAML file or Python."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from lepto.compiler.passes import PASSES
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.targets import TARGETS
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+_DROP = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")
+
+
+class Recipe(BaseModel):
+    """A compile request. Flags of ``lepto compile`` have the same names, with hyphens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field(
+        min_length=1, description="A Hugging Face directory or hub id, an ONNX file, or package.module:factory."
+    )
+    task: str | None = Field(default=None, description="The task; by default what the model's configuration says.")
+    train: str | None = Field(default=None, description="Training data, for calibration: file, datasets id or factory.")
+    eval: str | None = Field(default=None, description="Evaluation data: file, datasets id or factory.")
+    text_column: str = Field(default="text", min_length=1, description="Column of the text.")
+    label_column: str = Field(default="label", min_length=1, description="Column of the label.")
+    target: str = Field(default="host", description=f"Hardware: host or one of {', '.join(TARGETS)}.")
+    max_drop: str = Field(
+        default="1%", description="Largest drop of the metric: '1%' of the source's value, or 0.01 absolute."
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default_factory=lambda: min(2, os.cpu_count() or 1), description="Intra-op threads, measured and served with."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of everything random.")
+    passes: tuple[str, ...] | None = Field(
+        default=None, description=f"The passes in order, of {', '.join(PASSES)}; by default chosen by measurement."
+    )
+    name: str | None = Field(default=None, description="Name of the package; by default that of the output folder.")
+    publish: str | None = Field(default=None, description="Model repository to publish into.")
+    objective: Literal["latency"] = Field(default="latency", description="What is made better.")
+
+    @field_validator("max_drop", mode="before")
+    @classmethod
+    def _drop_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @field_validator("max_drop")
+    @classmethod
+    def _known_drop(cls, value: str) -> str:
+        match = _DROP.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(f"must be a share like 1% (of the source's metric) or a number like 0.01, got {value!r}")
+        number = float(match[1]) / (100 if match[2] else 1)
+        if number >= 1:
+            raise ValueError(f"must be below {'100%' if match[2] else '1'}, got {value!r}: did you mean {match[1]}%?")
+        return value.strip()
+
+    @field_validator("passes", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("passes")
+    @classmethod
+    def _known_passes(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
+            if name not in PASSES:
+                raise ValueError(f"unknown pass {name!r}{_near(name, PASSES)}; passes: {', '.join(PASSES)}")
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError(f"each pass may stand once, got {', '.join(value)}")
+        quantizers = [name for name in value or () if name.startswith("quantize-")]
+        if len(quantizers) > 1:
+            raise ValueError(f"only one quantization can be applied, got {' and '.join(quantizers)}")
+        if quantizers and value is not None and value[-1] != quantizers[0]:
+            raise ValueError(f"{quantizers[0]} must come last: other passes do not know quantized graphs")
+        return value
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, value: str) -> str:
+        if value != "host" and value not in TARGETS:
+            raise ValueError(f"unknown target {value!r}{_near(value, TARGETS)}; targets: host, {', '.join(TARGETS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+            raise ValueError(f"name must match [A-Za-z0-9_.-]+ and not begin with '.' or '-', got {self.name!r}")
+        return self
+
+    def allowed_drop(self, source_metric: float) -> float:
+        """The largest drop in the metric's own units."""
+        match = _DROP.fullmatch(self.max_drop)
+        assert match is not None
+        return float(match[1]) / 100 * source_metric if match[2] else float(match[1])
+
+
+def make_recipe(values: dict[str, Any], *, origin: str = "the recipe", lines: dict[str, str] | None = None) -> Recipe:
+    """Check values and make a recipe of them.
+
+    Args:
+        values: By name; hyphens count as underscores.
+        origin: What to call them in messages.
+        lines: Where each name stands, for messages.
+
+    Raises:
+        LeptoError: A name is unknown or a value is not allowed.
+    """
+    try:
+        return Recipe(**{name.replace("-", "_"): value for name, value in values.items()})
+    except ValidationError as error:
+        raise LeptoError("\n".join(_explain(item, origin, lines or {}) for item in error.errors())) from None
+
+
+def _explain(item: Any, origin: str, lines: dict[str, str]) -> str:
+    name = str(item["loc"][0]) if item["loc"] else ""
+    where = f"{origin}{lines.get(name, '')}"
+    if item["type"] == "extra_forbidden":
+        known = list(Recipe.model_fields)
+        return f"{where}: unknown key {name!r}{_near(name, known)}; keys: {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"{where}: {name!r} is missing: give it in the recipe or as --{name.replace('_', '-')}"
+    return f"{where}: {name or 'recipe'} {item['msg'].removeprefix('Value error, ')}"
+
+
+def load_recipe_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read a YAML recipe.
+
+    Returns:
+        The values, and for each name its place as ``, line L, column C``.
+
+    Raises:
+        LeptoError: The file is missing, no YAML, or no mapping.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    if not path.is_file():
+        raise LeptoError(f"recipe {path} does not exist")
+    try:
+        loaded = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise LeptoError(f"{path}{where}: no valid YAML: {error.problem}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise LeptoError(f"{path}: no valid YAML: {error}") from error
+    if loaded is None:
+        raise LeptoError(f"{path} is empty: it needs at least 'model: …' (lepto recipe schema shows all keys)")
+    if not isinstance(loaded, dict):
+        raise LeptoError(f"{path} must hold a mapping of names to values, got {type(loaded).__name__}")
+    lines: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for key in loaded:
+        line, column = loaded.lc.key(key)
+        plain = str(key).replace("-", "_")
+        lines[plain] = f", line {line + 1}, column {column + 1}"
+        value = loaded[key]
+        values[plain] = [str(item) for item in value] if isinstance(value, list) else value
+    return values, lines
+
+
+def _near(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,436 @@
+"""Run a model repository on a real tritonserver, and keep it answering.
+
+Triton's own health endpoints stay green when a python stub is dead and every request fails, so the supervisor asks each
+model to infer, about once a second. When that fails, the whole server is restarted. When the repository has a new
+production version, it is loaded beside the old one before clients are switched to it.
+
+One thread starts, watches and stops the server; the server itself lives under a guardian process
+(:mod:`lepto.runtime.guardian`) that cleans up whatever becomes of this process.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lepto.runtime import triton_config
+from lepto.runtime.control import Answer, Control
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.manifest import Manifest
+from lepto.runtime.repository import CONFIG, Published, list_models
+from lepto.runtime.tritonserver import ADDRESS, LOG, Ports, check_stub, find_installation, guardian_order
+
+START_TIMEOUT_S = 120.0
+STOP_GRACE_S = 5.0
+# A dead stub answers 500 after a second; anything that happens once may be chance.
+FAILED_PROBES = 2
+RESTARTS_IN_A_ROW = 5
+LOG_TAIL_LINES = 15
+
+Say = Callable[[str], None]
+
+
+class Server:
+    """A supervised tritonserver on loopback. Use it as a context manager.
+
+    Args:
+        repository: The model repository; the models that ``lepto publish`` put there are served.
+        http_port: Port for HTTP; 0 picks a free one.
+        grpc_port: Port for gRPC; 0 picks a free one.
+        metrics_port: Port for metrics; 0 picks a free one.
+        say: Is told what the supervisor does, one line at a time, from its thread.
+        probe_interval_s: Time between two looks at the server and the repository.
+        grace_s: How long requests in flight may take when the server is stopped.
+
+    Attributes:
+        restarts: How often the server was restarted because it no longer answered.
+
+    Example:
+        >>> with Server("model_repository", http_port=0, grpc_port=0, metrics_port=0) as server:  # doctest: +SKIP
+        ...     print(server.http_url)
+    """
+
+    def __init__(
+        self,
+        repository: str | Path,
+        *,
+        http_port: int = 8000,
+        grpc_port: int = 8001,
+        metrics_port: int = 8002,
+        say: Say | None = None,
+        probe_interval_s: float = 1.0,
+        grace_s: float = STOP_GRACE_S,
+    ) -> None:
+        self._repository = Path(repository)
+        self._wanted = Ports(http_port, grpc_port, metrics_port)
+        self._say = say or (lambda line: None)
+        self._interval_s = probe_interval_s
+        self._grace_s = grace_s
+        self._ports: Ports | None = None
+        self._incarnation: _Incarnation | None = None
+        self._served: dict[str, Published] = {}
+        self._manifests: dict[str, Manifest] = {}
+        self._refused: dict[str, bytes] = {}
+        self._failed: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._up = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self.restarts = 0
+
+    def start(self) -> Self:
+        """Start the server and wait until every published model answers.
+
+        Raises:
+            LeptoError: There is no tritonserver, nothing is published, a port is in use, or a model does not load. By
+                then everything is cleaned up.
+        """
+        if self._thread is not None:
+            raise RuntimeError("this server was started before; make a new one")
+        try:
+            self._thread = threading.Thread(target=self._supervise, name="lepto-server")
+            self._thread.start()
+            self._up.wait()
+            self._raise_failure()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop the server and everything it started, and remove what it left. Safe to call at any time."""
+        self._stop.set()
+        interrupt: KeyboardInterrupt | None = None
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                self._thread.join()
+            except KeyboardInterrupt as again:  # an impatient second Ctrl-C must not leave half of it running
+                interrupt = again
+        if interrupt is not None:
+            raise interrupt
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the server has ended.
+
+        Returns:
+            Whether it has; False after ``timeout_s``.
+
+        Raises:
+            LeptoError: It could not be kept running.
+        """
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        self._raise_failure()
+        return self._thread is None or not self._thread.is_alive()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def http_url(self) -> str:
+        """``host:port`` for HTTP clients."""
+        return f"{ADDRESS}:{self._known_ports().http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` for gRPC clients."""
+        return f"{ADDRESS}:{self._known_ports().grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus finds the metrics."""
+        return f"http://{ADDRESS}:{self._known_ports().metrics}/metrics"
+
+    @property
+    def models(self) -> list[Published]:
+        """The published models with the versions that are served now."""
+        return [self._served[name] for name in sorted(self._served)]
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the tritonserver that runs now."""
+        return self._incarnation.pid if self._incarnation is not None else None
+
+    def _known_ports(self) -> Ports:
+        if self._ports is None:
+            raise RuntimeError("the server has not been started")
+        return self._ports
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    # From here on everything runs in the supervisor's thread.
+
+    def _supervise(self) -> None:
+        try:
+            self._ports = _pick_ports(self._wanted)
+            self._launch()
+            self._up.set()
+            while not self._stop.wait(self._interval_s):
+                self._look()
+        except _StoppedError:
+            pass
+        except BaseException as error:  # handed to the thread that waits
+            self._failure = error
+        finally:
+            if self._incarnation is not None:
+                self._incarnation.end()
+                self._incarnation = None
+            self._up.set()
+
+    def _launch(self) -> None:
+        models = list_models(self._repository)
+        if not models:
+            raise LeptoError(
+                f"nothing is published in {self._repository}: "
+                f"`lepto publish PACKAGE --model-repository {self._repository}` comes first"
+            )
+        self._manifests = {model.name: model.manifest() for model in models}
+        self._incarnation = _Incarnation(self._repository, models, self._known_ports(), self._grace_s)
+        self._incarnation.wait_until_ready(self._stop)
+        for model in models:
+            self._check(model, self._manifests[model.name])
+        self._served = {model.name: model for model in models}
+        self._failed.clear()
+
+    def _check(self, model: Published, manifest: Manifest) -> None:
+        """Believe that a version is served when it says so and has answered once."""
+        control = self._control()
+        if not control.ready(model.name, model.version):
+            raise LeptoError(f"version {model.version} of {model.name!r} is not ready; {self._log_tail()}")
+        answer = control.probe(model.name, manifest, timeout_s=30)
+        if not _alive(answer):
+            raise LeptoError(f"version {model.version} of {model.name!r} does not answer: {answer.error}")
+
+    def _look(self) -> None:
+        if self._running().exit_code() is not None:
+            self._restart(f"tritonserver ended with code {self._running().exit_code()}")
+            return
+        self._follow_repository()
+        for name in self._served:
+            answer = self._control().probe(name, self._manifests[name])
+            while not _alive(answer) and not self._stop.is_set():
+                self._failed[name] = self._failed.get(name, 0) + 1
+                if self._failed[name] >= FAILED_PROBES:
+                    self._restart(f"{name!r} no longer answers ({answer.error})")
+                    return
+                answer = self._control().probe(name, self._manifests[name])
+            self._failed[name] = 0
+
+    def _restart(self, reason: str) -> None:
+        self._say(f"restarting the server: {reason}")
+        self.restarts += 1
+        problem: LeptoError | None = None
+        for attempt in range(RESTARTS_IN_A_ROW):
+            self._running().end(at_once=True)
+            if self._stop.wait(0.5 * (2**attempt - 1)):
+                raise _StoppedError
+            try:
+                self._launch()
+            except LeptoError as error:
+                problem = error
+                self._say(f"restart {attempt + 1} of {RESTARTS_IN_A_ROW} failed: {error}")
+            else:
+                self._say(f"the server answers again on {self.http_url}")
+                return
+        raise LeptoError(f"gave up after {RESTARTS_IN_A_ROW} restarts: {problem}", exit_code=1) from problem
+
+    def _follow_repository(self) -> None:
+        """Serve what the repository has in production now."""
+        try:
+            wanted = {model.name: model for model in list_models(self._repository)}
+        except (LeptoError, OSError) as error:
+            self._complain("", b"", f"cannot read the repository: {error}; serving what is loaded")
+            return
+        for name in [name for name in self._served if name not in wanted]:
+            for part in reversed(self._served[name].models):
+                self._control().unload(part)
+            del self._served[name]
+            self._say(f"{name!r} left the repository and is not served any more")
+        for name, model in wanted.items():
+            old = self._served.get(name)
+            if old is not None and old.version == model.version:
+                continue
+            signature = (model.folder / CONFIG).read_bytes()
+            if self._refused.get(name) == signature:
+                continue
+            try:
+                manifest = model.manifest()
+                self._load(model, old)
+                self._check(model, manifest)
+            except (LeptoError, OSError) as error:
+                still = f"; version {old.version} goes on serving" if old is not None else ""
+                self._complain(name, signature, f"version {model.version} of {name!r} is not served: {error}{still}")
+                continue
+            self._served[name], self._manifests[name] = model, manifest
+            self._say(f"serving version {model.version} of {name!r}")
+
+    def _load(self, model: Published, old: Published | None) -> None:
+        """Load a version beside the old one, switch to it, and let go of the old one."""
+        control = self._control()
+        configs = {
+            part: triton_config.parse((self._repository / part / CONFIG).read_text(), source=part)
+            for part in model.parts
+        }
+        for part, config in configs.items():
+            # Requests go through the old ensemble until the new one is loaded: its steps must stay.
+            both = [model.version] if old is None else [old.version, model.version]
+            control.load(part, triton_config.set_versions(config, both))
+        control.load(model.name)
+        for part, config in configs.items():
+            control.load(part, triton_config.set_versions(config, [model.version]))
+
+    def _complain(self, name: str, signature: bytes, line: str) -> None:
+        """Say it once, not every second."""
+        if self._refused.get(name) != signature:
+            self._say(line)
+        self._refused[name] = signature
+
+    def _running(self) -> _Incarnation:
+        if self._incarnation is None:
+            raise RuntimeError("there is no server")
+        return self._incarnation
+
+    def _control(self) -> Control:
+        return Control(ADDRESS, self._known_ports().http)
+
+    def _log_tail(self) -> str:
+        return self._running().log_tail()
+
+
+class _StoppedError(Exception):
+    """The owner asked to stop while the server was starting."""
+
+
+class _Incarnation:
+    """One run of tritonserver under its guardian."""
+
+    def __init__(self, repository: Path, models: list[Published], ports: Ports, grace_s: float) -> None:
+        installation = find_installation()
+        check_stub(installation)
+        names = [part for model in models for part in model.models]
+        order = guardian_order(installation, repository, names, ports, grace_s=grace_s)
+        self._control = Control(ADDRESS, ports.http)
+        self._log = Path(order["folder"], LOG)
+        self._grace_s = grace_s
+        self._exit_code: int | None = None
+        self.pid: int | None = None
+        program = str(files("lepto.runtime").joinpath("guardian.py"))
+        # Its own session: a Ctrl-C in the terminal reaches Lepto alone, which then stops the server in order.
+        self._guardian = subprocess.Popen(
+            [sys.executable, "-I", "-S", program, json.dumps(order)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def wait_until_ready(self, stop: threading.Event) -> None:
+        """Wait until the server says it is ready.
+
+        Raises:
+            LeptoError: It ended, or took too long.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            if stop.is_set():
+                raise _StoppedError
+            if self.exit_code() is not None:
+                raise LeptoError(f"tritonserver did not start; {self.log_tail()}")
+            if self._control.ready():
+                return
+            if time.monotonic() > deadline:
+                raise LeptoError(f"tritonserver was not ready after {START_TIMEOUT_S:.0f} s; {self.log_tail()}")
+            stop.wait(0.05)
+
+    def exit_code(self) -> int | None:
+        """How the server ended, or None while it runs."""
+        pipe = self._guardian.stdout
+        if self._exit_code is None and pipe is not None:
+            while select.select([pipe], [], [], 0)[0]:
+                word, _, number = pipe.readline().decode().partition(" ")
+                if word == "pid":
+                    self.pid = int(number)
+                else:  # an empty line: the guardian itself was killed, and the server with it
+                    self._exit_code = int(number or -9)
+                    break
+        return self._exit_code
+
+    def end(self, *, at_once: bool = False) -> None:
+        """Stop the server and wait until nothing of it is left."""
+        if self._guardian.stdin is not None and not self._guardian.stdin.closed:
+            try:
+                if at_once:
+                    self._guardian.stdin.write(b"kill\n")
+                self._guardian.stdin.close()
+            except BrokenPipeError:
+                pass  # it is gone already
+        try:
+            self._guardian.wait(timeout=self._grace_s + 10)
+        except subprocess.TimeoutExpired:
+            self._guardian.kill()
+            self._guardian.wait()
+        if self._guardian.stdout is not None:
+            self._guardian.stdout.close()
+
+    def log_tail(self) -> str:
+        """The end of the server's log, for an error message."""
+        try:
+            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return "it left no log"
+        # Tables and notes say nothing about a failure.
+        telling = [line for line in lines if line.strip() and not line.startswith(("I", "+", "|"))]
+        return "the end of its log:\n  " + "\n  ".join(telling[-LOG_TAIL_LINES:])
+
+
+def _alive(answer: Answer) -> bool:
+    """Whether an answer came from a model that works: also a refusal, or a queue that is full, is one."""
+    return 200 <= answer.status < 500 or answer.status == 503
+
+
+def _pick_ports(wanted: Ports) -> Ports:
+    """Check that the ports are free, and choose those that were left open.
+
+    Raises:
+        LeptoError: A port is in use, not allowed, or named twice.
+    """
+    flags = {"--http-port": wanted.http, "--grpc-port": wanted.grpc, "--metrics-port": wanted.metrics}
+    held: list[socket.socket] = []
+    chosen: list[int] = []
+    try:
+        for flag, port in flags.items():
+            if port != 0 and port in chosen:
+                raise LeptoError(f"port {port} is given twice; choose another with {flag}, or 0 for a free one")
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            held.append(listener)
+            # As the server does: a port whose last connections are still closing is free.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((ADDRESS, port))
+                listener.listen(1)
+            except (OSError, OverflowError) as error:
+                why = "is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else f"cannot be used ({error})"
+                raise LeptoError(f"port {port} {why}; choose another with {flag}, or 0 for a free one") from error
+            chosen.append(listener.getsockname()[1])
+    finally:
+        for listener in held:
+            listener.close()
+    http, grpc, metrics = chosen
+    return Ports(http, grpc, metrics)

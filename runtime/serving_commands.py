@@ -1,0 +1,176 @@
+"""The commands around a model repository: ``lepto publish``, ``rollback``, ``serve`` and ``infer``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from lepto.runtime.console import Output
+
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout; the rest goes to stderr.")]
+Repository = Annotated[Path, typer.Option("--model-repository", help="Folder of the Triton model repository.")]
+
+
+class Protocol(StrEnum):
+    """How ``lepto infer`` talks to the server."""
+
+    http = "http"
+    grpc = "grpc"
+
+
+def publish(
+    package: Annotated[Path, typer.Argument(help="Folder of the package, as `lepto compile -o` wrote it.")],
+    model_repository: Repository,
+    name: Annotated[str | None, typer.Option(help="Name that clients call; by default the package's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a package as the next version of a model, atomically, and put it in production.
+
+    Example:
+        lepto publish out/intents --model-repository model_repository
+    """
+    from lepto.runtime.repository import publish as publish_package
+
+    output = Output(as_json=as_json)
+    output.settings(
+        "publish", {"package": package, "model repository": model_repository, "name": name or "(package's)"}
+    )
+    model = publish_package(package, model_repository, name=name)
+    output.print(f"[green]published[/] version {model.version} of {model.name} in {escape(str(model_repository))}")
+    output.print(f"[dim]serve it: lepto serve --model-repository {escape(str(model_repository))}[/]")
+    output.result(_describe(model))
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(help="The published model.")],
+    model_repository: Repository,
+    to: Annotated[int | None, typer.Option(min=1, help="The version; by default the one before.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put an earlier version of a published model back in production, atomically.
+
+    Example:
+        lepto rollback intents --model-repository model_repository --to 3
+    """
+    from lepto.runtime.repository import rollback as roll_back
+
+    output = Output(as_json=as_json)
+    output.settings("rollback", {"name": name, "model repository": model_repository, "to": to or "(the one before)"})
+    model = roll_back(name, model_repository, to=to)
+    output.print(f"[green]version {model.version}[/] of {model.name} is in production again")
+    output.result(_describe(model))
+
+
+def serve(
+    model_repository: Repository,
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="HTTP port on 127.0.0.1; 0 picks a free one.")
+    ] = 8000,
+    grpc_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="gRPC port on 127.0.0.1; 0 picks a free one.")
+    ] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Metrics port; 0 picks a free one.")] = 8002,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a model repository with tritonserver on loopback until Ctrl-C; new versions are picked up while it runs.
+
+    Example:
+        lepto serve --model-repository model_repository --http-port 8000
+    """
+    from lepto.runtime.server import Server
+
+    output = Output(as_json=as_json)
+    output.settings(
+        "serve",
+        {
+            "model repository": model_repository,
+            "HTTP port": http_port or "(free)",
+            "gRPC port": grpc_port or "(free)",
+            "metrics port": metrics_port or "(free)",
+        },
+    )
+    server = Server(
+        model_repository,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        say=lambda line: output.print(escape(line)),
+    )
+    with server:
+        _announce(output, server)
+        try:
+            while not server.wait(0.5):
+                pass
+        except KeyboardInterrupt:  # the way to end it, also by SIGTERM; everything is cleaned up on the way out
+            output.print("stopping")
+
+
+def infer(
+    name: Annotated[str, typer.Argument(help="The published model.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One or more texts.")],
+    url: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Server; by default 127.0.0.1:8000 (gRPC: 8001).")
+    ] = None,
+    protocol: Annotated[Protocol, typer.Option(help="How to talk to it.")] = Protocol.http,
+    top: Annotated[int, typer.Option(min=1, help="How many labels for each text.")] = 1,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="How long one request may take, in seconds.")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Send texts to a published model and print the labels.
+
+    Example:
+        lepto infer intents "where is my parcel?" --top 3
+    """
+    from lepto.runtime.client import DEFAULT_URLS, TextClient
+
+    url = url or DEFAULT_URLS[protocol.value]
+    output = Output(as_json=as_json)
+    output.settings("infer", {"name": name, "url": url, "protocol": protocol.value, "top": top})
+    with TextClient(url, name, protocol=protocol.value, timeout_s=timeout_s) as client:
+        answers = client.classify(texts, top=top)
+    for text, predictions in zip(texts, answers, strict=True):
+        labels = ", ".join(f"[bold]{escape(one.label)}[/] {one.score:.4f}" for one in predictions)
+        output.print(f"{escape(text)} → {labels}")
+    output.result(
+        {
+            "name": name,
+            "url": url,
+            "answers": [
+                {"text": text, "predictions": [asdict(one) for one in predictions]}
+                for text, predictions in zip(texts, answers, strict=True)
+            ],
+        }
+    )
+
+
+def _announce(output: Output, server: Any) -> None:
+    names = ", ".join(f"{model.name} (version {model.version})" for model in server.models)
+    output.print(f"[green]ready[/]: {escape(names)}")
+    output.print(f"  HTTP    {server.http_url}\n  gRPC    {server.grpc_url}\n  metrics {server.metrics_url}")
+    text = next((model.name for model in server.models if model.text), None)
+    if text is not None:
+        output.print(f'[dim]try: lepto infer {text} "where is my order?" --url {server.http_url}[/]')
+    output.print("[dim]Ctrl-C stops it[/]")
+    output.result(
+        {
+            "http_url": server.http_url,
+            "grpc_url": server.grpc_url,
+            "metrics_url": server.metrics_url,
+            "models": [_describe(model) for model in server.models],
+        }
+    )
+
+
+def _describe(model: Any) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "version": model.version,
+        "versions": list(model.versions),
+        "text": model.text,
+        "folder": str(model.folder),
+    }

@@ -1,0 +1,217 @@
+"""Check a package again, anywhere: its digests, that it loads, and the claims that need no source model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.evaluation import accuracy, read_labelled_texts
+from lepto.runtime.manifest import Tolerance
+from lepto.runtime.package import Package, file_digest, open_package
+from lepto.runtime.session import Session
+from lepto.runtime.text import TextClassifier
+
+_Loaded = TypeVar("_Loaded")
+
+# Short, long, empty, not English, not even text: a classifier answers all of them.
+_SAMPLE_TEXTS = ("where is my order?", "please " * 2000, "", "¿dónde está mi pedido? 訂單 📦", "\x00\t\n")
+_SCORES_SUM_TOLERANCE = 1e-3  # float32 softmax over some hundred labels
+_METRIC_TOLERANCE = 1e-9  # a fraction of counts: the same counts give the same number
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One claim, looked at again.
+
+    Attributes:
+        name: What was checked.
+        ok: Whether it holds.
+        detail: The numbers, for people.
+        values: The numbers, for scripts.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Labelled texts to re-run the metric on: a CSV, TSV or JSONL file and the names of its columns."""
+
+    path: Path
+    text_column: str = "text"
+    label_column: str = "label"
+
+
+def verify_package(
+    package: Package | str | Path, *, threads: int | None = None, evaluation: Evaluation | None = None
+) -> list[Check]:
+    """Check a package.
+
+    A file that was changed is not loaded: if a digest fails, the checks end there.
+
+    Args:
+        package: An opened package or its folder.
+        threads: Intra-op threads; by default those of the manifest.
+        evaluation: Re-run the manifest's metric on this file.
+
+    Returns:
+        The checks in the order they were made.
+
+    Raises:
+        LeptoError: The folder is no package, or the evaluation file does not fit; that is broken input, no verdict.
+    """
+    path = package.path if isinstance(package, Package) else Path(package)
+    package = open_package(path, check_digests=False)
+    checks = [*_check_digests(package), _check_result(package)]
+    if not all(check.ok for check in checks):
+        return checks
+    session, check = _attempt("model loads", lambda: Session(package, threads=threads))
+    checks.append(check)
+    if session is None:
+        return checks
+    checks += _check_probe(session)
+    if package.manifest.task == "text-classification":
+        classifier, check = _attempt("tokenizer loads", lambda: TextClassifier(package, threads=threads))
+        checks.append(check)
+        if classifier is not None:
+            checks.append(_check_texts(classifier))
+            if evaluation is not None:
+                checks.append(_check_metric(classifier, evaluation))
+    elif evaluation is not None:
+        raise LeptoError(f"--eval re-runs a text classifier's metric; {path} is for task {package.manifest.task!r}")
+    return checks
+
+
+def within(values: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], tolerance: Tolerance) -> dict[str, Any]:
+    """How far values lie from the expected ones.
+
+    Args:
+        values: An array.
+        expected: An array of the same shape.
+        tolerance: What is allowed: ``|values - expected| <= atol + rtol * |expected|``.
+
+    Returns:
+        ``ok``, ``max_abs`` (largest difference) and ``used`` (largest part of the tolerance that a difference uses;
+        above 1 is outside). NaN agrees with nothing, not even with NaN.
+    """
+    a, b = values.astype(np.float64), expected.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return {"ok": False, "max_abs": None, "used": None}
+    difference, allowed = np.abs(a - b), tolerance.atol + tolerance.rtol * np.abs(b)
+    used = np.divide(difference, allowed, out=np.where(difference > 0, np.inf, 0.0), where=allowed > 0)
+    largest = float(used.max())
+    return {
+        "ok": bool((difference <= allowed).all()),
+        "max_abs": float(difference.max()),
+        "used": largest if np.isfinite(largest) else None,
+    }
+
+
+def _check_digests(package: Package) -> list[Check]:
+    checks = []
+    for name, expected in sorted(package.manifest.files.items()):
+        found = file_digest(package.path / name)
+        detail = f"SHA-256 {found[:12]}…"
+        if found != expected:
+            detail += f", the manifest says {expected[:12]}…: the file was changed after the package was written"
+        checks.append(Check(f"digest of {name}", found == expected, detail, {"sha256": found, "expected": expected}))
+    return checks
+
+
+def _check_result(package: Package) -> Check:
+    result = package.manifest.result
+    size, digest = package.model_path.stat().st_size, file_digest(package.model_path)
+    ok = (size, digest) == (result.bytes, result.digest)
+    detail = f"model.onnx has {size:,} bytes"
+    if not ok:
+        detail += f" and digest {digest[:12]}…; the manifest claims {result.bytes:,} and {result.digest[:12]}…"
+    return Check("result's size and digest", ok, detail, {"bytes": size, "claimed_bytes": result.bytes})
+
+
+def _attempt(name: str, load: Callable[[], _Loaded]) -> tuple[_Loaded | None, Check]:
+    try:
+        return load(), Check(name, True, "loaded")
+    except LeptoError as error:
+        return None, Check(name, False, str(error))
+
+
+def _check_probe(session: Session) -> list[Check]:
+    tolerance = session.package.manifest.tolerance
+    try:
+        inputs, stored = session.package.probe()
+        outputs = session.run(inputs)
+    except (LeptoError, ValueError) as error:
+        return [Check("stored probe", False, str(error))]
+    rows = len(next(iter(inputs.values())))
+    checks = []
+    for name, expected in stored.items():
+        output = outputs[name]
+        if output.shape != expected.shape or output.dtype != expected.dtype:
+            detail = f"{output.dtype} {output.shape}, stored was {expected.dtype} {expected.shape}"
+            checks.append(Check(f"probe output {name!r}", False, detail))
+            continue
+        found = within(output, expected, tolerance)
+        if found["max_abs"] is None:
+            detail = "it holds NaN or infinity"
+        else:
+            detail = (
+                f"{rows} rows, largest difference {found['max_abs']:.2g}, "
+                f"tolerance {tolerance.atol:g} + {tolerance.rtol:g} x |stored|"
+            )
+        values = {"max_abs": found["max_abs"], "tolerance_used": found["used"], "rows": rows}
+        checks.append(Check(f"probe output {name!r}", found["ok"], detail, values))
+    return [*checks, _check_one_row(session, inputs)]
+
+
+def _check_one_row(session: Session, inputs: dict[str, Any]) -> Check:
+    name = "dynamic batch"
+    try:
+        outputs = session.run({key: array[:1] for key, array in inputs.items()})
+    except ValueError as error:
+        return Check(name, False, f"a batch of 1 row: {error}")
+    shapes = {key: list(array.shape) for key, array in outputs.items()}
+    ok = all(shape[0] == 1 for shape in shapes.values())
+    return Check(name, ok, "a batch of 1 row gives " + ", ".join(f"{key} {shape}" for key, shape in shapes.items()))
+
+
+def _check_texts(classifier: TextClassifier) -> Check:
+    name = "text in, scores out"
+    try:
+        scores = classifier.scores(_SAMPLE_TEXTS)
+    except (LeptoError, ValueError) as error:
+        return Check(name, False, str(error))
+    error_of_sum = float(np.abs(scores.sum(axis=1, dtype=np.float64) - 1).max())
+    ok = bool(np.isfinite(scores).all() and (scores >= 0).all()) and error_of_sum <= _SCORES_SUM_TOLERANCE
+    detail = f"{len(_SAMPLE_TEXTS)} texts, {scores.shape[1]} labels, scores sum to 1 within {error_of_sum:.1g}"
+    return Check(name, ok, detail, {"texts": len(_SAMPLE_TEXTS), "sum_error": error_of_sum if ok else None})
+
+
+def _check_metric(classifier: TextClassifier, evaluation: Evaluation) -> Check:
+    claimed = classifier.package.manifest.result.metric
+    if claimed is None:
+        raise LeptoError("--eval: the manifest has no metric of the result to compare with")
+    if claimed.name != "accuracy":
+        raise LeptoError(f"--eval re-runs 'accuracy'; the manifest's metric is {claimed.name!r}")
+    texts, indices = read_labelled_texts(
+        evaluation.path,
+        text_column=evaluation.text_column,
+        label_column=evaluation.label_column,
+        labels=classifier.labels,
+    )
+    if len(texts) != claimed.n:
+        raise LeptoError(
+            f"{evaluation.path} has {len(texts)} rows, the manifest's metric is over {claimed.n}: "
+            "give the file that the package was compiled with (--eval)"
+        )
+    value = accuracy(classifier, texts, indices)
+    detail = f"{value:.4%} on {len(texts):,} texts, the manifest claims {claimed.value:.4%}"
+    values = {"value": value, "claimed": claimed.value, "n": len(texts)}
+    return Check("accuracy", abs(value - claimed.value) <= _METRIC_TOLERANCE, detail, values)
