@@ -179,9 +179,9 @@ def fine_tune(
         LeptoError: If the folder is not empty, a label of `dev` is not in `train`, or the loss is not finite.
     """
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # type: ignore[import-untyped]  # it ships no types
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging
 
     schedule = schedule or Schedule()
     if folder.exists() and any(folder.iterdir()):
@@ -198,6 +198,7 @@ def fine_tune(
     generator = np.random.default_rng(schedule.seed)
 
     # The classification head is new on purpose; the library would print a warning about it.
+    transformers_logging: Any = logging
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     bars = transformers_logging.is_progress_bar_enabled()

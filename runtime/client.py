@@ -6,7 +6,9 @@ six decimals. :meth:`TextClient.infer` gives the raw tensors.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -21,6 +23,7 @@ from lepto.runtime.triton_config import MAX_BATCH_SIZE, MODEL_SUFFIX, SCORES_OUT
 
 Protocol = Literal["http", "grpc"]
 DEFAULT_URLS: dict[str, str] = {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001"}
+VERSION_CHANGE_S = 0.05
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -64,10 +67,19 @@ class TextClient:
         """
         answers: list[list[Prediction]] = []
         for part in _batches(texts, top, batch_size):
+            request = self._api.classification(part, top)
             try:
-                answers += self._api.predictions(self._client.infer(**self._api.classification(part, top)), len(part))
+                try:
+                    result = self._client.infer(**request)
+                except InferenceServerException as error:
+                    if not self._api.unknown_model(error):
+                        raise
+                    # For an instant in a change of versions Triton may know none; a name that is wrong stays wrong.
+                    time.sleep(VERSION_CHANGE_S)
+                    result = self._client.infer(**request)
             except Exception as error:
                 raise self._explain(error) from error
+            answers += self._api.predictions(result, len(part))
         return answers
 
     def infer(self, inputs: Mapping[str, NDArray[Any]], *, model: str | None = None) -> Arrays:
@@ -119,11 +131,18 @@ class AsyncTextClient:
         """See :meth:`TextClient.classify`."""
         answers: list[list[Prediction]] = []
         for part in _batches(texts, top, batch_size):
+            request = self._api.classification(part, top)
             try:
-                result = await self._connected().infer(**self._api.classification(part, top))
-                answers += self._api.predictions(result, len(part))
+                try:
+                    result = await self._connected().infer(**request)
+                except InferenceServerException as error:
+                    if not self._api.unknown_model(error):
+                        raise
+                    await asyncio.sleep(VERSION_CHANGE_S)  # see TextClient
+                    result = await self._connected().infer(**request)
             except Exception as error:
                 raise await self._explain(error) from error
+            answers += self._api.predictions(result, len(part))
         return answers
 
     async def infer(self, inputs: Mapping[str, NDArray[Any]], *, model: str | None = None) -> Arrays:

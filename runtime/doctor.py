@@ -186,6 +186,5 @@ def _missing(lacking: tuple[str, ...], server: Verdict) -> tuple[Missing, ...]:
     if lacking:
         missing.append(Missing(", ".join(lacking), "compile, inspect, bench, gate", "pip install 'lepto[compile]'"))
     if not server.ok:
-        what, _, how = server.reason.partition(": ")
-        missing.append(Missing(what, "serve", how))
+        missing.append(Missing("tritonserver", "serve", server.reason))
     return tuple(missing)

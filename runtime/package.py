@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Manifest, Tensor
 from lepto.runtime.onnxfile import check_single_file
-from lepto.runtime.staging import replace_folder, staged_folder, write_durably
+from lepto.runtime.staging import replace_folder, staged_folder, sync_folder, write_durably
 
 MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD = (
     "manifest.json",
@@ -166,6 +166,7 @@ def write_package(
         write_durably(stage / MANIFEST, complete.to_json().encode())
         open_package(stage)
         replace_folder(stage, folder, force=force)
+    sync_folder(folder.parent)
     return open_package(folder, check_digests=False)
 
 

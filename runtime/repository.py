@@ -15,13 +15,11 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,82 +30,25 @@ from lepto.runtime import triton_config
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Manifest
 from lepto.runtime.package import LABELS, MANIFEST, MODEL, TOKENIZER, Package, file_digest, open_package
+from lepto.runtime.published import (
+    CONFIG,
+    Published,
+    check_name,
+    find_model,
+    get_model,
+    list_models,
+    open_root,
+    read_config,
+    version_folders,
+)
 from lepto.runtime.staging import sync_file, sync_folder, write_durably
 from lepto.runtime.triton_config import MODEL_SUFFIX, TOKENIZER_SUFFIX
 
-CONFIG = "config.pbtxt"
+__all__ = ["Published", "check_name", "get_model", "list_models", "publish", "rollback"]
+
 LOCK = ".lepto.lock"
 STAGING_PREFIX = ".lepto-staging-"
 LOCK_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A published model, as the repository has it.
-
-    Attributes:
-        name: What clients call.
-        version: The version in production.
-        versions: All complete versions, ascending.
-        text: Whether it takes text (an ensemble of three models) or tensors (one model).
-        folder: Its folder in the repository.
-    """
-
-    name: str
-    version: int
-    versions: tuple[int, ...]
-    text: bool
-    folder: Path
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The models that the ensemble is made of; empty if it takes tensors."""
-        return (self.name + TOKENIZER_SUFFIX, self.name + MODEL_SUFFIX) if self.text else ()
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Names of its Triton models in the order in which they are loaded."""
-        return (*self.parts, self.name)
-
-    def manifest(self, version: int | None = None) -> Manifest:
-        """The manifest of a version; by default the one in production.
-
-        Raises:
-            LeptoError: The version is not there or broken.
-        """
-        path = self.folder / str(version or self.version) / MANIFEST
-        try:
-            return Manifest.from_json(path.read_bytes())
-        except OSError as error:
-            raise LeptoError(f"cannot read {path}: {error.strerror}; publish the package again") from error
-        except ValueError as error:
-            raise LeptoError(f"{path} is broken: {error}; publish the package again") from error
-
-    def labels(self) -> tuple[str, ...] | None:
-        """The labels in the order of the scores, or None if there are none."""
-        path = self.folder / triton_config.LABELS_FILE
-        return tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n")) if path.exists() else None
-
-
-def check_name(name: str) -> str:
-    """Check a name for a published model.
-
-    Raises:
-        LeptoError: It does not fit a folder and Triton's unquoted command line, or belongs to a part of an ensemble.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise LeptoError(
-            f"a model's name has letters, digits, '_', '.' and '-' and starts with none of '.' and '-', got {name!r}; "
-            "choose one with --name"
-        )
-    if len(name) > 200:
-        raise LeptoError(f"a model's name has at most 200 characters, got {len(name)}; choose one with --name")
-    for suffix in (TOKENIZER_SUFFIX, MODEL_SUFFIX):
-        if name.endswith(suffix):
-            raise LeptoError(
-                f"a name ending in {suffix!r} belongs to a part of a text model, got {name!r}; choose one with --name"
-            )
-    return name
 
 
 def publish(package: Package | str | Path, repository: str | Path, *, name: str | None = None) -> Published:
@@ -125,7 +66,7 @@ def publish(package: Package | str | Path, repository: str | Path, *, name: str 
     package = open_package(package.path if isinstance(package, Package) else package)
     manifest = package.manifest
     name = check_name(name or manifest.name)
-    root = _root(repository, create=True)
+    root = open_root(repository, create=True)
     with _disk_errors(root), _locked(root):
         _sweep(root, name)
         current = find_model(root, name)
@@ -160,7 +101,7 @@ def rollback(name: str, repository: str | Path, *, to: int | None = None) -> Pub
     Raises:
         LeptoError: The model or the version is not there, or the version's files are not what was published.
     """
-    root = _root(repository)
+    root = open_root(repository)
     with _disk_errors(root), _locked(root):
         current = get_model(root, name)
         _sweep(root, name)
@@ -183,67 +124,6 @@ def rollback(name: str, repository: str | Path, *, to: int | None = None) -> Pub
         with _staging(root) as stage:
             _apply(root, _stage_change(stage, current, target, manifest, current.labels()))
     return get_model(root, name)
-
-
-def list_models(repository: str | Path) -> list[Published]:
-    """The models that Lepto published into a repository, by name; others in there are left alone.
-
-    Raises:
-        LeptoError: There is no such folder, or a configuration in it is broken.
-    """
-    root = _root(repository)
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    parts = tuple(name for name in names if name.endswith((TOKENIZER_SUFFIX, MODEL_SUFFIX)))
-    found = (find_model(root, name, foreign_ok=True) for name in names if name not in parts)
-    return [model for model in found if model is not None]
-
-
-def get_model(repository: str | Path, name: str) -> Published:
-    """One published model.
-
-    Raises:
-        LeptoError: There is none of this name; the message lists those there are.
-    """
-    root = _root(repository)
-    model = find_model(root, check_name(name))
-    if model is None:
-        there = ", ".join(other.name for other in list_models(root)) or "nothing"
-        raise LeptoError(f"no model {name!r} is published in {root}; published there: {there}")
-    return model
-
-
-def find_model(root: Path, name: str, *, foreign_ok: bool = False) -> Published | None:
-    """One published model, or None.
-
-    Raises:
-        LeptoError: Its configuration is broken, or it is not Lepto's and ``foreign_ok`` is not set.
-    """
-    folder = root / name
-    config = _read_config(folder)
-    if config is None and (foreign_ok or not folder.exists()):
-        return None
-    if config is None or triton_config.owner(config) is None:
-        if foreign_ok:
-            return None
-        raise LeptoError(f"{folder} was not published by lepto and is left alone; choose another --name")
-    versions = tuple(version for version in _versions(folder) if (folder / str(version) / MANIFEST).exists())
-    text = config.platform == "ensemble"
-    return Published(name, triton_config.production_version(config), versions, text, folder)
-
-
-def _root(repository: str | Path, *, create: bool = False) -> Path:
-    root = Path(repository)
-    if create:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LeptoError(f"cannot make the model repository {root}: {error.strerror}") from error
-    if not root.is_dir():
-        raise LeptoError(
-            f"no model repository at {root}: there is no such folder; "
-            f"`lepto publish PACKAGE --model-repository {root}` makes one"
-        )
-    return root
 
 
 @contextmanager
@@ -293,9 +173,9 @@ def _sweep(root: Path, name: str) -> None:
     """Remove what a crashed publish left: staging folders, and parts that no complete version belongs to."""
     for stale in root.glob(f"{STAGING_PREFIX}*"):
         shutil.rmtree(stale, ignore_errors=True)
-    complete = {version for version in _versions(root / name) if (root / name / str(version) / MANIFEST).exists()}
+    complete = {version for version in version_folders(root / name) if (root / name / str(version) / MANIFEST).exists()}
     for part in (root / (name + TOKENIZER_SUFFIX), root / (name + MODEL_SUFFIX)):
-        config = _read_config(part)
+        config = read_config(part)
         if config is None:
             if part.exists():
                 raise LeptoError(f"{part} was not published by lepto and is left alone; choose another --name")
@@ -305,7 +185,7 @@ def _sweep(root: Path, name: str) -> None:
         if not (root / name).exists():
             _remove(root, part)
             continue
-        for version in _versions(part):
+        for version in version_folders(part):
             # The folders of NAME come last, the configurations after them: without its manifest, nothing refers to it.
             if version not in complete:
                 _remove(root, part / str(version))
@@ -318,25 +198,9 @@ def _remove(root: Path, path: Path) -> None:
         sync_folder(path.parent)
 
 
-def _versions(folder: Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"[1-9][0-9]*", entry.name))
-
-
 def _next_version(root: Path, name: str) -> int:
     folders = (root / (name + suffix) for suffix in ("", TOKENIZER_SUFFIX, MODEL_SUFFIX))
-    return max((version for folder in folders for version in _versions(folder)), default=0) + 1
-
-
-def _read_config(folder: Path) -> Any | None:
-    path = folder / CONFIG
-    try:
-        return triton_config.parse(path.read_text(encoding="utf-8"), source=str(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except UnicodeDecodeError as error:
-        raise LeptoError(f"{path} is broken: {error}") from error
+    return max((version for folder in folders for version in version_folders(folder)), default=0) + 1
 
 
 def _check_interface(package: Package, current: Published) -> None:

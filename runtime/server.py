@@ -28,7 +28,7 @@ from lepto.runtime import triton_config
 from lepto.runtime.control import Answer, Control
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Manifest
-from lepto.runtime.repository import CONFIG, Published, list_models
+from lepto.runtime.published import CONFIG, Published, list_models
 from lepto.runtime.tritonserver import ADDRESS, LOG, Ports, check_stub, find_installation, guardian_order
 
 START_TIMEOUT_S = 120.0
@@ -283,19 +283,22 @@ class Server:
             self._say(f"serving version {model.version} of {name!r}")
 
     def _load(self, model: Published, old: Published | None) -> None:
-        """Load a version beside the old one, switch to it, and let go of the old one."""
+        """Load a version beside the old one, switch to it, and let go of the old one.
+
+        Requests go through the old ensemble until the new one is loaded, so its steps must stay; and when one version
+        replaces another at once, Triton 2.51 may find neither for an instant. Every load carries its configuration:
+        without one, Triton takes a model for unchanged that was loaded with another configuration before.
+        """
         control = self._control()
         configs = {
-            part: triton_config.parse((self._repository / part / CONFIG).read_text(), source=part)
-            for part in model.parts
+            name: triton_config.parse((self._repository / name / CONFIG).read_text(encoding="utf-8"), source=name)
+            for name in model.models
         }
-        for part, config in configs.items():
-            # Requests go through the old ensemble until the new one is loaded: its steps must stay.
-            both = [model.version] if old is None else [old.version, model.version]
-            control.load(part, triton_config.set_versions(config, both))
-        control.load(model.name)
-        for part, config in configs.items():
-            control.load(part, triton_config.set_versions(config, [model.version]))
+        if old is not None:
+            for name, config in configs.items():
+                control.load(name, triton_config.set_versions(config, [old.version, model.version]))
+        for name in (model.name, *model.parts) if old is not None else model.models:
+            control.load(name, triton_config.set_versions(configs[name], [model.version]))
 
     def _complain(self, name: str, signature: bytes, line: str) -> None:
         """Say it once, not every second."""

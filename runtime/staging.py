@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -24,8 +25,13 @@ def write_durably(path: Path, data: bytes) -> None:
     """
     with path.open("xb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        sync_file(file)
+
+
+def sync_file(file: IO[bytes]) -> None:
+    """Wait until what was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -70,7 +76,8 @@ def replace_folder(stage: Path, folder: Path, *, force: bool) -> None:
     """Put a complete staged folder in its place.
 
     With ``force`` the folder that is there is exchanged with the staged one in a single step where the file system can
-    (Linux), else moved aside first and moved back if the rename fails.
+    (Linux), else moved aside first and moved back if the rename fails. To make the step itself durable, sync the parent
+    folder afterwards.
 
     Raises:
         FileExistsError: The folder exists and ``force`` is not given.
@@ -95,7 +102,6 @@ def replace_folder(stage: Path, folder: Path, *, force: bool) -> None:
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    sync_folder(folder.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:

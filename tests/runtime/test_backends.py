@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -69,7 +69,7 @@ Load = Callable[[str], Any]
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     """Load a backend's model.py as the stub would."""
     fake = ModuleType("triton_python_backend_utils")
     fake.__dict__.update(
@@ -91,7 +91,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
         spec.loader.exec_module(module)
         return module
 
-    yield load_model
+    return load_model
 
 
 def _config(config: Any) -> dict[str, Any]:
@@ -280,13 +280,15 @@ def test_tokenizer_gives_what_the_encoder_gives(tokenizer: Any, tiny_text_packag
 
 
 def test_tokenizer_answers_bad_requests_alone(tokenizer: Any) -> None:
-    shaped = SimpleNamespace(inputs={"TEXT": np.array([b"x"], dtype=np.object_)}, requested_output_names=lambda: [])
-    nothing = SimpleNamespace(inputs={}, requested_output_names=lambda: [])
+    shaped = SimpleNamespace(inputs={"TEXT": np.array([b"x"], dtype=np.object_)}, requested_output_names=list)
+    nothing = SimpleNamespace(inputs={}, requested_output_names=list)
 
     responses = tokenizer.execute([strings("cancel"), strings("ok", b"\xff\xfe"), shaped, nothing, strings("refund")])
 
     assert responses[0].arrays()["input_ids"].tolist() == [[2, 5, 3]]
     assert responses[4].arrays()["input_ids"].tolist() == [[2, 6, 3]]
-    for response, word in zip(responses[1:4], ["TEXT[1] is not valid UTF-8", "must have shape", "missing"], strict=True):
+    for response, word in zip(
+        responses[1:4], ["TEXT[1] is not valid UTF-8", "must have shape", "missing"], strict=True
+    ):
         assert word in response.error.message
         assert response.error.code == "INVALID_ARG"

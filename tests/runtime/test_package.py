@@ -330,13 +330,13 @@ def test_a_disk_that_fills_at_any_step_loses_nothing(text_parts, tmp_path, monke
 def test_a_really_full_disk(text_parts, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(disk)], capture_output=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", str(disk)], capture_output=True)
     if mount.returncode != 0:
         pytest.skip("this container may not mount")
     try:
         write_package(disk / "old", **text_parts())
         before = tree(disk)
-        parts = text_parts() | {"card": "x" * 20_000}
+        parts = text_parts() | {"card": "x" * 60_000}
         for name in ("old", "new/deeper"):
             with pytest.raises(OSError, match="No space left"):
                 write_package(disk / name, **parts, force=True)

@@ -1,0 +1,1 @@
+"""What Fuse is made of, one pattern per file."""

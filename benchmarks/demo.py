@@ -1,0 +1,211 @@
+"""The whole road on the embedded default: train, compile, gate, publish, serve, ask. ``make demo`` runs it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from lepto.benchmarks.workloads.shop_intents import workload as intents
+from lepto.runtime.console import Output
+from lepto.runtime.errors import LeptoError
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from lepto.benchmarks.gate import Check
+    from lepto.runtime.manifest import Manifest
+    from lepto.runtime.package import Package
+    from lepto.runtime.repository import Published
+
+STEPS: Final = 5
+MAX_DROP: Final = "1%"
+# The test set has some 900 sentences: a drop of one point could not be told from chance, two points can.
+GATE_DROP: Final = "2%"
+
+
+def run(repository: Path, output: Output, *, threads: int = 2, seed: int = 0) -> dict[str, Any]:
+    """Run the demo; whatever happens, only the published model is left behind.
+
+    Args:
+        repository: The model repository to publish into.
+        output: Where it tells what it does.
+        threads: Of training and of the compiled model.
+        seed: Of everything random.
+
+    Returns:
+        What was measured and answered.
+
+    Raises:
+        LeptoError: A step failed, or the gate did not let the package pass; nothing was published then.
+    """
+    from lepto.runtime.repository import publish
+    from lepto.runtime.tritonserver import find_installation
+
+    start = time.monotonic()
+    find_installation()  # before minutes of work, not after them
+    with tempfile.TemporaryDirectory(prefix="lepto-demo-") as folder:
+        work = Path(folder)
+        trained = _train(work / "model", output, threads, seed)
+        original, package = _compile(trained.trained.folder, work, output, threads, seed)
+        checks = _gate(original, package, output, seed)
+        _step(output, 4, "publish")
+        published = publish(package, repository)
+        output.print(f"version {published.version} of {published.name} in {escape(str(repository))}")
+        answers = _ask(published, package, repository, output)
+        _summarise(package.manifest, original.manifest, output)
+        output.print(
+            f"done in {time.monotonic() - start:.0f} s; serve it again with: "
+            f"lepto serve --model-repository {escape(str(repository))}"
+        )
+        return {
+            "model": published.name,
+            "version": published.version,
+            "repository": str(repository),
+            "weights": trained.weights.source,
+            "source": package.manifest.source.model_dump(mode="json"),
+            "result": package.manifest.result.model_dump(mode="json"),
+            "gate": [check.message for check in checks],
+            "answers": answers,
+            "seconds": round(time.monotonic() - start, 1),
+        }
+
+
+def _step(output: Output, number: int, what: str) -> None:
+    output.print(f"\n[bold]{number}/{STEPS} {what}[/]")
+
+
+def _train(folder: Path, output: Output, threads: int, seed: int) -> intents.Result:
+    from dataclasses import replace
+
+    _step(output, 1, f"fine-tune all-MiniLM-L6-v2 on {intents.NAME}")
+    with output.progress() as bar:
+        task = bar.add_task("training", total=None)
+
+        def show(done: int, steps: int, words: str) -> None:
+            bar.update(task, completed=done, total=steps, description=f"training {words}".rstrip())
+
+        result = intents.train(
+            folder,
+            replace(intents.SCHEDULE, seed=seed),
+            threads=threads,
+            found=lambda weights: output.print(f"weights from {escape(weights.source)}"),
+            progress=show,
+        )
+    output.print(f"{result.trained.dev_accuracy:.1%} on the held-out sentences (epoch {result.trained.epoch} kept)")
+    return result
+
+
+def _compile(model: Path, work: Path, output: Output, threads: int, seed: int) -> tuple[Package, Package]:
+    """The baseline of the gate, a plain export of the original, and the compiled package."""
+    from lepto.compiler import Recipe, compile_model
+
+    common: dict[str, Any] = {
+        "model": str(model),
+        "task": "text-classification",
+        "train": str(intents.data_file("train")),
+        "eval": str(intents.data_file("test")),
+        "text_column": "text",
+        "label_column": "label",
+        "max_drop": MAX_DROP,
+        "threads": threads,
+        "seed": seed,
+    }
+    _step(output, 2, "compile: first a plain export to compare with, then the real thing")
+    plain = Recipe(**common, name=f"{intents.NAME}-original", passes=())
+    original = compile_model(plain, work / "original", console=output)
+    return original, compile_model(Recipe(**common, name=intents.NAME), work / "package", console=output)
+
+
+def _gate(original: Package, package: Package, output: Output, seed: int) -> list[Check]:
+    from lepto.benchmarks import scenarios
+    from lepto.benchmarks.comparison import compare, feeds_for, print_checks, read_samples
+    from lepto.benchmarks.gate import Limit, Plan, Verdict, overall
+
+    _step(output, 3, "gate: the package against the plain export")
+    subjects = scenarios.load([original.path, package.path], None)
+    scenarios.check_comparable(original, package)
+    samples = read_samples(subjects[0], str(intents.data_file("test")))
+    limits = {"accuracy": Limit.parse(GATE_DROP), "latency": Limit.parse("5%"), "bytes": Limit.parse("5%")}
+    checks = compare(output, subjects, feeds_for(subjects, samples), samples, limits, limits, Plan(), seed)
+    print_checks(output, checks)
+    verdict = overall(checks)
+    if verdict is not Verdict.PASS:
+        raise LeptoError(f"the gate says {verdict.value}: nothing was published", exit_code=verdict.exit_code)
+    return checks
+
+
+def _ask(published: Published, package: Package, repository: Path, output: Output) -> list[dict[str, Any]]:
+    """Serve the repository, send the sentences as strings, and compare with the package itself."""
+    from lepto.runtime.client import TextClient
+    from lepto.runtime.server import Server
+    from lepto.runtime.text import TextClassifier
+
+    _step(output, 5, "serve it with tritonserver and ask")
+    texts = list(intents.SENTENCES)
+    with Server(repository, http_port=0, grpc_port=0, metrics_port=0, say=_escaped(output)) as server:
+        output.print(f"serving on http://{server.http_url}")
+        with TextClient(server.http_url, published.name) as client:
+            served = [found[0] for found in client.classify(texts)]
+    here = [found[0] for found in TextClassifier(package).predict(texts)]
+    different = [text for text, one, two in zip(texts, served, here, strict=True) if one.index != two.index]
+    if different:
+        raise LeptoError(f"the server answers {different[0]!r} otherwise than the package does", exit_code=1)
+    output.table(
+        "answers of the server, the same as the package's own",
+        ["sentence", "label", "score"],
+        [[text, one.label, f"{one.score:.4f}"] for text, one in zip(texts, served, strict=True)],
+    )
+    output.print("server stopped")
+    return [{"text": text, "label": one.label, "score": one.score} for text, one in zip(texts, served, strict=True)]
+
+
+def _summarise(manifest: Manifest, original: Manifest, output: Output) -> None:
+    source, result = manifest.source, manifest.result
+    speed = result.speedup
+    before, after = source.metric, result.metric
+    output.print()
+    output.table(
+        "original and package",
+        ["", "original", "plain ONNX export", "package", "change"],
+        [
+            [
+                "size",
+                *(f"{size / 1e6:.1f} MB" for size in (source.bytes, original.result.bytes, result.bytes)),
+                f"{source.bytes / result.bytes:.1f} x smaller",
+            ],
+            [
+                "p50, batch 1",
+                *(_ms(value) for value in (source.p50_ms, original.result.p50_ms, result.p50_ms)),
+                "-"
+                if speed is None
+                else f"{speed.value:.1f} x faster ({speed.low:.1f} to {speed.high:.1f}) than {speed.against}",
+            ],
+            [
+                "accuracy",
+                *("-" if one is None else f"{one.value:.2%}" for one in (before, original.result.metric, after)),
+                "-" if before is None or after is None else f"{100 * (after.value - before.value):+.2f} points",
+            ],
+        ],
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} ms"
+
+
+def _escaped(output: Output) -> Callable[[str], None]:
+    return lambda line: output.print(escape(line))
+
+
+def main() -> None:
+    """``python -m lepto.benchmarks.demo`` is ``lepto workload demo``."""
+    from lepto.runtime.cli import main as lepto
+
+    lepto(["workload", "demo", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Results are kept under a digest of everything that made them.
+
+An entry is a folder that appears whole, by a rename, or not at all; entries are never changed. Two compiles that want
+the same entry wait for one another, and the second finds the work done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+_FORMAT = 1
+"""Raised whenever what a step writes changes its meaning."""
+
+
+def cache_folder() -> Path:
+    """``$LEPTO_CACHE``, else ``lepto`` in the user's cache folder (XDG Base Directory Specification)."""
+    if (named := os.environ.get("LEPTO_CACHE")) is not None:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lepto"
+
+
+class Cache:
+    """A store of finished steps.
+
+    Args:
+        folder: Where it lies; made when the first entry is written.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = cache_folder() if folder is None else folder
+
+    def get(self, step: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> tuple[Path, bool]:
+        """The folder of a step's result, made by ``make`` if it is not there yet.
+
+        Args:
+            step: What the step is called; part of the key.
+            key: Everything that decides the result, as JSON values.
+            make: Writes the result's files into an empty folder.
+
+        Returns:
+            The folder, and whether it was there before.
+        """
+        text = json.dumps({"format": _FORMAT, "step": step, **key}, sort_keys=True)
+        name = f"{step}-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
+        entry = self.folder / name
+        if entry.is_dir():
+            return entry, True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The lock dies with its process; its file stays, since removing it would race with another waiter.
+        with FileLock(self.folder / f".{name}.lock"):
+            if entry.is_dir():
+                return entry, True
+            stage = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.folder))
+            try:
+                make(stage)
+                (stage / "key.json").write_text(text)
+                for file in stage.iterdir():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+                stage.rename(entry)
+            except BaseException:
+                shutil.rmtree(stage, ignore_errors=True)
+                raise
+        return entry, False

@@ -1,0 +1,338 @@
+"""One compile: from a recipe to a verified package."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lepto.compiler.cache import Cache
+from lepto.compiler.context import Context, PassError
+from lepto.compiler.data import Samples, load_samples
+from lepto.compiler.evaluate import Evaluator, Timing, agreement, real_feeds
+from lepto.compiler.packaging import assemble
+from lepto.compiler.pipeline import Budget, Candidate, Pipeline, plan
+from lepto.compiler.recipe import Recipe
+from lepto.compiler.source import Source, open_source
+from lepto.compiler.statistics import paired_difference
+from lepto.compiler.verify import encode
+from lepto.runtime.console import Output
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.machine import this_machine
+from lepto.runtime.manifest import Metric, Speedup
+from lepto.runtime.package import Package
+from lepto.runtime.targets import TARGETS, Target
+
+_VERSIONS = ("lepto", "torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+_LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before the first pass runs.
+
+    Attributes:
+        recipe: The request, with the target resolved.
+        source: The model.
+        train: Training data, or None.
+        evaluation: Evaluation data, or None.
+        target: The hardware.
+        reduce_range: Whether weights must keep to seven bits on the target.
+        plan: The passes by name; alternatives of one step are joined by ``|``.
+        notes: What was decided, and why.
+    """
+
+    recipe: Recipe
+    source: Source
+    train: Samples | None
+    evaluation: Samples | None
+    target: Target
+    reduce_range: bool
+    plan: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Open the model and the data, and resolve the target and the plan; nothing is computed.
+
+    Raises:
+        LeptoError: Something cannot be used; the message says what and why.
+    """
+    target = resolve_target(recipe.target)
+    source = open_source(recipe.model, recipe.task)
+    read = {"text_column": recipe.text_column, "label_column": recipe.label_column, "labels": source.labels}
+    train = load_samples(recipe.train, split="train", **read) if recipe.train else None  # type: ignore[arg-type]
+    evaluation = load_samples(recipe.eval, split="test", **read) if recipe.eval else None  # type: ignore[arg-type]
+    for samples in (train, evaluation):
+        _check_inputs(samples, source)
+    if evaluation is not None and len(np.unique(evaluation.labels)) < 2:
+        raise LeptoError(f"{evaluation.origin}: all {len(evaluation)} samples have one label, which shows nothing")
+    notes = []
+    names: tuple[str, ...]
+    if recipe.passes is not None:
+        names = recipe.passes
+        lossy = [name for name in names if name.startswith("quantize-")]
+        if lossy and evaluation is None:
+            raise LeptoError(
+                f"{lossy[0]} may change answers, and without --eval nobody would know: give evaluation data"
+            )
+        if "quantize-static" in names and train is None:
+            raise LeptoError("quantize-static finds the ranges of the activations on training data: give --train")
+    else:
+        names = ("fuse",)
+        if evaluation is None:
+            notes.append("no evaluation data (--eval): only passes that keep the function are used")
+        elif train is None:
+            names = ("fuse", "quantize-dynamic")
+            notes.append("no training data (--train): static quantization cannot be calibrated and is left out")
+        else:
+            names = ("fuse", "quantize-dynamic|quantize-static")
+    return Prepared(
+        recipe.model_copy(update={"target": target.name, "task": source.task}),
+        source,
+        train,
+        evaluation,
+        target,
+        # U8S8 products saturate in 16 bits on AVX2, and on AVX-512 without VNNI.
+        target.kind == "cpu" and target.isa in _LEVELS and not _has_vnni(target),
+        names,
+        tuple(notes),
+    )
+
+
+def resolve_target(name: str) -> Target:
+    """The target of that name; ``host`` is the best level of this machine's CPU.
+
+    Raises:
+        LeptoError: It cannot be compiled for here.
+    """
+    machine = this_machine()
+    if name == "host":
+        known = [level for level in machine.isa_levels if level in TARGETS]
+        if not known:
+            raise LeptoError(f"no target is known for this machine's CPU ({machine.cpu}): name one with --target")
+        return TARGETS[known[-1]]
+    target = TARGETS[name]
+    if not target.buildable:
+        raise LeptoError(f"target {name!r} ({target.description}) cannot be built by this release: see lepto doctor")
+    if target.isa not in machine.isa_levels:
+        raise LeptoError(
+            f"target {name!r} cannot be measured here: this CPU ({machine.cpu}) has "
+            f"{', '.join(machine.isa_levels) or 'no known level'}. Compile on such a machine, or choose another --target"
+        )
+    return target
+
+
+def compile_model(
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    force: bool = False,
+    console: Output | None = None,
+    cache: Cache | None = None,
+) -> Package:
+    """Compile a model into a verified package.
+
+    Args:
+        recipe: What is asked for.
+        output: The package's folder; must not exist unless ``force``.
+        force: Replace a package that is there.
+        console: Where people's output goes; by default nowhere.
+        cache: Where results are kept; by default the user's cache folder.
+
+    Raises:
+        LeptoError: The request cannot be met; exit code 1 if no candidate keeps the budget, 2 for bad input.
+    """
+    console = console or _silent()
+    check_output(Path(output), force=force)
+    return run_prepared(prepare(recipe), output, force=force, console=console, cache=cache)
+
+
+def run_prepared(
+    prepared: Prepared, output: str | Path, *, force: bool, console: Output, cache: Cache | None = None
+) -> Package:
+    """Run a compile that was prepared; see :func:`compile_model`."""
+    recipe, source, samples = prepared.recipe, prepared.source, prepared.evaluation
+    cache = cache or Cache()
+    versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    machine = this_machine()
+    with console.progress() as progress:
+        evaluator = Evaluator(
+            source=source,
+            samples=samples,
+            threads=recipe.threads,
+            seed=recipe.seed,
+            cache=cache,
+            machine=f"{machine.cpu}, {machine.cpus} CPUs",
+            versions=versions,
+            progress=progress,
+        )
+        source_metric, source_logits, budget = None, None, None
+        if samples is not None:
+            source_logits, cached = evaluator.source_logits()
+            source_metric = evaluator.metric(source_logits, "source")
+            _check_source(source_metric, source_logits.shape[1])
+            budget = Budget(source_metric, recipe.allowed_drop(source_metric.value))
+            console.print(
+                f"[bold]source[/bold] {_metric_text(source_metric)}, budget: at least {budget.minimum:.4f}"
+                f"{' [dim](cached)[/dim]' if cached else ''}"
+            )
+        context = Context(
+            calibration=encode(prepared.train.inputs, source.text) if prepared.train else (),
+            threads=recipe.threads,
+            seed=recipe.seed,
+            layers=source.layers,
+        )
+        pipeline = Pipeline(source, context, evaluator, cache, console, budget, versions)
+        candidate = _run_passes(pipeline, prepared)
+        if samples is not None and candidate.logits is None:
+            candidate.logits, _ = evaluator.logits(candidate.model, "result")
+            candidate.metric = evaluator.metric(candidate.logits, "result")
+            assert budget is not None
+            if not budget.keeps(candidate.metric):
+                pipeline.rejected.append((candidate.metric, "the float export"))
+                _refuse(pipeline)
+        timing, speed_cached = evaluator.compare(None, candidate.model, "result")
+        invariant = evaluator.batch_invariant(candidate.model)
+        if speed_cached and all(record.cached or not record.kept for record in pipeline.records):
+            console.print("[dim]every step was in the cache: nothing was computed again[/dim]")
+        package = assemble(
+            prepared,
+            output,
+            force=force,
+            model=candidate.model,
+            records=pipeline.records,
+            source_metric=source_metric,
+            metric=candidate.metric,
+            agreement=None
+            if source_logits is None or candidate.logits is None
+            else agreement(source_logits, candidate.logits),
+            bound=None
+            if samples is None or source_logits is None or candidate.logits is None
+            else paired_difference(
+                source_logits.argmax(1) == samples.labels, candidate.logits.argmax(1) == samples.labels
+            ),
+            speedup=_speedup(timing, source, recipe.threads),
+            p50_ms=(timing.baseline_ms, timing.candidate_ms),
+            batch_invariant=invariant,
+            environment=environment(versions),
+            probe=real_feeds(evaluator.feeds(), 16),
+        )
+    return package
+
+
+def _run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
+    current = Candidate(pipeline.export())
+    for entry in prepared.plan:
+        best: Candidate | None = None
+        rejected = len(pipeline.rejected)
+        for step in plan(entry.split("|"), reduce_range=prepared.reduce_range):
+            found = pipeline.run(step, current.model)
+            if found is not None:
+                best = found if best is None else pipeline.better(best, found)
+        if best is not None:
+            current = best
+        elif len(pipeline.rejected) > rejected and prepared.recipe.passes is not None:
+            _refuse(pipeline)  # what was asked for by name cannot be had within the budget
+    return current
+
+
+def _refuse(pipeline: Pipeline) -> None:
+    assert pipeline.budget is not None
+    metric, name = max(pipeline.rejected, key=lambda item: item[0].value)
+    raise LeptoError(
+        f"no candidate keeps the budget: the closest is {name} with {_metric_text(metric)}, "
+        f"but at least {pipeline.budget.minimum:.4f} is asked for (source {pipeline.budget.metric.value:.4f}, "
+        f"--max-drop {pipeline.budget.allowed_drop:.4f}). No package was written: allow a larger --max-drop, or leave "
+        "--passes out",
+        exit_code=1,
+    )
+
+
+def _check_source(metric: Metric, classes: int) -> None:
+    if metric.high <= 1 / classes:
+        raise LeptoError(
+            f"the source itself is worse than chance on the evaluation data: {_metric_text(metric)}, chance is "
+            f"{1 / classes:.4f}. Is it the right data, or is the order of labels another?"
+        )
+
+
+def _check_inputs(samples: Samples | None, source: Source) -> None:
+    if samples is None:
+        return
+    if isinstance(samples.inputs, tuple):
+        if source.text is None:
+            raise LeptoError(
+                f"{samples.origin} holds text, but {source.description} takes tensors ({', '.join(source.axes)}): give a "
+                "factory that returns (inputs, labels)"
+            )
+        return
+    for name, example in source.example.items():
+        array = samples.inputs.get(name)
+        if array is None:
+            raise LeptoError(f"{samples.origin} lacks the model's input {name!r}; it has {', '.join(samples.inputs)}")
+        axes = source.axes[name]
+        fits = array.ndim == example.ndim and all(
+            i in axes or have == want for i, (have, want) in enumerate(zip(array.shape, example.shape, strict=True))
+        )
+        if array.dtype != example.dtype or not fits:
+            raise LeptoError(
+                f"{samples.origin}: input {name!r} must be {example.dtype} like {list(example.shape)}, "
+                f"got {array.dtype} {list(array.shape)}"
+            )
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Refuse an output folder that exists before the work starts, not after it.
+
+    Raises:
+        LeptoError: It exists and ``force`` is not given, or it is no folder.
+    """
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise LeptoError(f"output {output} is no folder: choose another one")
+    if output.exists() and not force:
+        raise LeptoError(f"output {output} exists: choose another folder, or replace it with --force")
+
+
+def environment(versions: dict[str, str]) -> dict[str, Any]:
+    """Versions and hardware, for the manifest."""
+    machine = this_machine()
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "cpu": machine.cpu,
+        "cpus": machine.cpus,
+        "memory_bytes": machine.memory_bytes,
+    }
+
+
+def _has_vnni(target: Target) -> bool:
+    return target.isa == "x86-64-v4" and any("vnni" in name for name in this_machine().instruction_sets)
+
+
+def _speedup(timing: Timing, source: Source, threads: int) -> Speedup:
+    how = "onnxruntime, as given" if source.load_onnx is not None else "PyTorch eager"
+    ratio = timing.ratio
+    against = f"{how}, {threads} threads, batch 1"
+    return Speedup(value=ratio.value, low=ratio.low, high=ratio.high, against=against)
+
+
+def _metric_text(metric: Metric) -> str:
+    return f"{metric.name} {metric.value:.4f} \\[{metric.low:.4f}, {metric.high:.4f}] (n={metric.n})"
+
+
+def _silent() -> Output:
+    import io
+
+    from rich.console import Console
+
+    output = Output()
+    output.console = Console(file=io.StringIO())
+    return output
+
+
+__all__ = ["PassError", "Prepared", "check_output", "compile_model", "prepare", "resolve_target", "run_prepared"]

@@ -1,0 +1,203 @@
+"""Metric and speed of the source and of each candidate, kept in the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from lepto.compiler.cache import Cache
+from lepto.compiler.context import Feed, PassError
+from lepto.compiler.data import Samples
+from lepto.compiler.model import OnnxModel
+from lepto.compiler.source import Source
+from lepto.compiler.statistics import Ratio, ratio_interval
+from lepto.compiler.verify import Run, accuracy, encode, logits_in_batches, logits_one_by_one, runner
+from lepto.runtime.manifest import Metric
+from lepto.runtime.measure import interleave
+from rich.progress import Progress
+
+Logits = npt.NDArray[np.float32]
+
+BLOCKS, PER_BLOCK = 24, 20
+"""Pairs of blocks in a comparison, and inputs in each: 24 pairs show a difference of some 3 % on a noisy machine."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Candidate against baseline, interleaved on the same inputs.
+
+    Attributes:
+        baseline_ms: Median of the baseline.
+        candidate_ms: Median of the candidate.
+        ratio: Baseline over candidate, with its 95 % interval.
+    """
+
+    baseline_ms: float
+    candidate_ms: float
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates models on one set of samples, on this machine.
+
+    Attributes:
+        source: The original.
+        samples: The evaluation split; None if there is none.
+        threads: Intra-op threads.
+        seed: Seed of the order of runs.
+        cache: Where results are kept.
+        machine: What identifies this machine's speed, part of the key of timings.
+        versions: Versions of what runs the models, part of every key.
+        progress: Where progress is shown.
+    """
+
+    source: Source
+    samples: Samples | None
+    threads: int
+    seed: int
+    cache: Cache
+    machine: str
+    versions: dict[str, str]
+    progress: Progress
+
+    def feeds(self) -> list[Feed]:
+        """The evaluation samples as single requests; without samples, the traced example's rows."""
+        if self.samples is not None:
+            return encode(self.samples.inputs, self.source.text)
+        count = len(next(iter(self.source.example.values())))
+        return [{name: array[i : i + 1] for name, array in self.source.example.items()} for i in range(count)]
+
+    def source_logits(self) -> tuple[Logits, bool]:
+        """[N, L] of the source; and whether the cache had them."""
+        samples = self._samples()
+
+        def make(stage: Path) -> None:
+            run = self.source.runner(self.threads)
+            with _task(self.progress, "source: metric", len(samples)) as advance:
+                np.save(stage / "logits.npy", logits_in_batches(run, samples, self.source.text, advance))
+
+        return self._logits("source-metric", self.source.digest, make)
+
+    def logits(self, model: OnnxModel, label: str) -> tuple[Logits, bool]:
+        """[N, L] of a candidate, each sample run alone; and whether the cache had them."""
+        samples = self._samples()
+
+        def make(stage: Path) -> None:
+            run = runner(model, self.threads)
+            with _task(self.progress, f"{label}: metric", len(samples)) as advance:
+                np.save(stage / "logits.npy", logits_one_by_one(run, self.feeds(), advance))
+
+        return self._logits("metric", model.digest, make)
+
+    def metric(self, logits: Logits, what: str) -> Metric:
+        """The task metric of outputs.
+
+        Raises:
+            PassError: Outputs are not finite or do not fit the labels.
+        """
+        try:
+            return accuracy(logits, self._samples().labels)
+        except ValueError as error:
+            raise PassError(f"{what}: {error}") from error
+
+    def compare(self, baseline: OnnxModel | None, candidate: OnnxModel, label: str) -> tuple[Timing, bool]:
+        """Time a candidate against a baseline (None is the source as the user runs it today)."""
+
+        def make(stage: Path) -> None:
+            runs: dict[str, Run] = {
+                "baseline": self.source.runner(self.threads) if baseline is None else runner(baseline, self.threads),
+                "candidate": runner(candidate, self.threads),
+            }
+            with _task(self.progress, f"{label}: speed", BLOCKS) as advance:
+                seconds = interleave(
+                    runs,
+                    self.feeds(),
+                    blocks=BLOCKS,
+                    per_block=PER_BLOCK,
+                    warmup=5,
+                    seed=self.seed,
+                    progress=lambda _done, _all: advance(1),
+                )
+            np.savez(stage / "seconds.npz", **seconds)
+
+        key = {
+            "baseline": self.source.digest if baseline is None else baseline.digest,
+            "candidate": candidate.digest,
+            "data": self.samples.digest if self.samples else None,
+            "threads": self.threads,
+            "seed": self.seed,
+            "machine": self.machine,
+            "versions": self.versions,
+        }
+        entry, cached = self.cache.get("speed", key, make)
+        seconds = np.load(entry / "seconds.npz")
+        a, b = seconds["baseline"], seconds["candidate"]
+        return Timing(float(np.median(a)) * 1e3, float(np.median(b)) * 1e3, ratio_interval(a, b)), cached
+
+    def batch_invariant(self, model: OnnxModel) -> bool:
+        """Whether rows keep their outputs beside other rows and padding, tried on batches of unlike samples."""
+        if self.source.text is None and self.samples is None:
+            return True
+        from lepto.compiler.verify import PARITY_ATOL, PARITY_RTOL, pad
+
+        def make(stage: Path) -> None:
+            run, feeds = runner(model, self.threads), self.feeds()[:64]
+            alone = np.concatenate([run(feed) for feed in feeds])
+            together = []
+            for start in range(0, len(feeds), 8):
+                group = feeds[start : start + 8]
+                if self.source.text is not None:
+                    together.append(run(pad([feed["input_ids"][0].tolist() for feed in group], self.source.text)))
+                else:
+                    together.append(run({name: np.concatenate([f[name] for f in group]) for name in group[0]}))
+            apart = np.abs(alone - np.concatenate(together))
+            same = bool((apart <= PARITY_ATOL + PARITY_RTOL * np.abs(alone).max()).all())
+            (stage / "invariant.json").write_text(json.dumps({"same": same, "max_abs": float(apart.max())}))
+
+        key = {"model": model.digest, "data": self.samples.digest if self.samples else None, "versions": self.versions}
+        entry, _ = self.cache.get("invariance", key, make)
+        return bool(json.loads((entry / "invariant.json").read_text())["same"])
+
+    def _logits(self, step: str, digest: str, make: Callable[[Path], None]) -> tuple[Logits, bool]:
+        key = {"model": digest, "data": self._samples().digest, "versions": self.versions}
+        entry, cached = self.cache.get(step, key, make)
+        loaded: Logits = np.load(entry / "logits.npy")
+        return loaded, cached
+
+    def _samples(self) -> Samples:
+        if self.samples is None:
+            raise PassError("there is no evaluation data: give --eval")
+        return self.samples
+
+
+class _task:  # noqa: N801  (used like a function)
+    """A line of progress while the work runs."""
+
+    def __init__(self, progress: Progress, label: str, total: int) -> None:
+        self.progress, self.label, self.total = progress, label, total
+
+    def __enter__(self) -> Callable[[int], None]:
+        self.id = self.progress.add_task(self.label, total=self.total)
+        return lambda count: self.progress.advance(self.id, count)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.remove_task(self.id)
+
+
+def agreement(a: Logits, b: Logits) -> float:
+    """Fraction of rows with the same arg max, in [0, 1]."""
+    return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+
+
+def real_feeds(feeds: Sequence[Feed], count: int) -> list[Feed]:
+    """Up to ``count`` samples spread over the data, the longest among them."""
+    if len(feeds) <= count:
+        return list(feeds)
+    sizes = [max(array.size for array in feed.values()) for feed in feeds]
+    order = np.argsort(sizes, kind="stable")
+    return [feeds[i] for i in order[np.linspace(0, len(feeds) - 1, count).astype(int)]]

@@ -1,0 +1,309 @@
+"""Run the passes: each result cached, checked, measured, and kept only if it earned its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lepto.compiler.cache import Cache
+from lepto.compiler.context import Context, Feed, Left, PassError
+from lepto.compiler.evaluate import Evaluator, Logits, Timing, real_feeds
+from lepto.compiler.export.onnx import export_onnx, proof_feeds
+from lepto.compiler.model import OnnxModel
+from lepto.compiler.passes.fuse import Fuse
+from lepto.compiler.passes.quantize_dynamic import QuantizeDynamic
+from lepto.compiler.passes.quantize_static import QuantizeStatic
+from lepto.compiler.source import Source
+from lepto.compiler.verify import first_difference, parity, runner
+from lepto.runtime.console import Output
+from lepto.runtime.manifest import Metric, PassRecord
+
+
+class Pass(Protocol):
+    """A frozen dataclass that is also the function."""
+
+    @property
+    def name(self) -> str:
+        """As in ``--passes``."""
+
+    @property
+    def preserves_function(self) -> bool:
+        """Whether the outputs must stay the same; if not, the task metric decides."""
+
+    def __call__(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """Return a new model and leave the given one alone."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a candidate may cost.
+
+    Attributes:
+        metric: The source's.
+        allowed_drop: In the metric's own units.
+    """
+
+    metric: Metric
+    allowed_drop: float
+
+    @property
+    def minimum(self) -> float:
+        """The lowest metric that keeps the budget."""
+        return self.metric.value - self.allowed_drop
+
+    def keeps(self, metric: Metric) -> bool:
+        """Whether a candidate's point estimate keeps the budget (MLPerf's rule); ties of rounding count as kept."""
+        return metric.value >= self.minimum - 1e-12
+
+
+@dataclass
+class Candidate:
+    """A model on its way, with what is known about it."""
+
+    model: OnnxModel
+    metric: Metric | None = None
+    logits: Logits | None = None
+    record: int = -1
+
+
+@dataclass
+class Pipeline:
+    """One compile's passes.
+
+    Attributes:
+        source: The original.
+        context: For the passes.
+        evaluator: Metric and speed.
+        cache: Results of export and passes.
+        output: For people.
+        budget: None without evaluation data.
+        versions: Versions of what makes models, part of every key.
+        records: What was done, in order.
+        rejected: The candidates over the budget: metric and pass, for the closest one.
+    """
+
+    source: Source
+    context: Context
+    evaluator: Evaluator
+    cache: Cache
+    output: Output
+    budget: Budget | None
+    versions: dict[str, str]
+    records: list[PassRecord] = field(default_factory=list)
+    rejected: list[tuple[Metric, str]] = field(default_factory=list)
+    _feeds: list[Feed] | None = None
+
+    def export(self) -> OnnxModel:
+        """Export the source and prove it; records the step."""
+        start = time.monotonic()
+
+        def make(stage: Path) -> None:
+            with self._status("export: torch.onnx.export, then the dynamic axes are run"):
+                exported = export_onnx(self.source, threads=self.evaluator.threads)
+            (stage / "model.onnx").write_bytes(exported.model.data)
+            said = f"{exported.exporter}; shapes {', '.join(exported.shapes)}: {exported.proof}"
+            if exported.fallback:
+                said += f"; torch.onnx.export(dynamo=True) could not be used: {exported.fallback}"
+            (stage / "notes.json").write_text(json.dumps([said]))
+
+        key = {"source": self.source.digest, "task": self.source.task, "versions": self.versions}
+        entry, cached = self.cache.get("export", key, make)
+        model = OnnxModel((entry / "model.onnx").read_bytes())
+        self._record("export", {}, True, json.loads((entry / "notes.json").read_text())[0], model, start, cached)
+        return model
+
+    def run(self, step: Pass, parent: OnnxModel) -> Candidate | None:
+        """Apply a pass and judge the result.
+
+        Returns:
+            The candidate, or None if the pass is left out; the reason is recorded.
+
+        Raises:
+            PassError: The pass broke its promise.
+        """
+        start = time.monotonic()
+        options = dataclasses.asdict(step)  # type: ignore[call-overload]  # every pass is a dataclass
+        made = self._apply(step, options, parent)
+        if isinstance(made, str):
+            self._record(step.name, options, False, made, parent, start, False)
+            return None
+        model, notes, cached = made
+        reasons = list(notes)
+        metric: Metric | None = None
+        logits: Logits | None = None
+        if step.preserves_function:
+            reasons.append(self._prove(step, parent, model))
+        else:
+            logits, metric_cached = self.evaluator.logits(model, step.name)
+            cached &= metric_cached
+            metric = self.evaluator.metric(logits, step.name)
+            assert self.budget is not None
+            if not self.budget.keeps(metric):
+                self.rejected.append((metric, step.name))
+                reasons.append(
+                    f"over the budget: {metric.name} {metric.value:.4f} is below {self.budget.minimum:.4f} "
+                    f"(source {self.budget.metric.value:.4f})"
+                )
+                self._record(step.name, options, False, "; ".join(reasons), model, start, cached, metric)
+                return None
+        timing, speed_cached = self.evaluator.compare(parent, model, step.name)
+        cached &= speed_cached
+        keep, why = earned(timing, parent.bytes, model.bytes)
+        reasons.append(why)
+        self._record(step.name, options, keep, "; ".join(reasons), model, start, cached, metric, timing.candidate_ms)
+        return Candidate(model, metric, logits, len(self.records) - 1) if keep else None
+
+    def better(self, first: Candidate, second: Candidate) -> Candidate:
+        """The faster of two candidates by a direct comparison, or where none is shown, the more accurate one.
+
+        The other one's record says why it is left out.
+        """
+        names = [self.records[c.record].pass_ for c in (first, second)]
+        timing, _ = self.evaluator.compare(first.model, second.model, f"{names[0]} or {names[1]}")
+        ratio = timing.ratio
+        said = f"{names[1]} runs {ratio.value:.3f} x as fast as {names[0]} [{ratio.low:.3f}, {ratio.high:.3f}]"
+        if ratio.low > 1 or ratio.high < 1:
+            winner, loser, why = (second, first, "slower") if ratio.low > 1 else (first, second, "slower")
+        else:
+            values = [c.metric.value if c.metric else 0.0 for c in (first, second)]
+            winner, loser = (second, first) if values[1] >= values[0] else (first, second)
+            why = "not shown to be faster, and not more accurate"
+        record = self.records[loser.record]
+        update = {"kept": False, "reason": f"{record.reason}; {why}: {said}"}
+        self.records[loser.record] = record.model_copy(update=update)
+        chosen, other = self.records[winner.record].pass_, record.pass_
+        self.output.print(f"[bold]{chosen}[/bold] is taken, {other} left out ({why}): {_escape(said)}")
+        return winner
+
+    def _apply(self, step: Pass, options: dict[str, Any], parent: OnnxModel) -> tuple[OnnxModel, list[str], bool] | str:
+        """The pass's model, its notes, and whether they were cached; or why it declines."""
+
+        def make(stage: Path) -> None:
+            context = dataclasses.replace(self.context, notes=[])
+            before = parent.digest
+            with self._status(step.name):
+                try:
+                    model = step(parent, context)
+                except Left as left:
+                    (stage / "left.json").write_text(json.dumps(str(left)))
+                    return
+            context.expect(parent.digest == before, f"{step.name} changed its input")
+            (stage / "model.onnx").write_bytes(model.data)
+            (stage / "notes.json").write_text(json.dumps(context.notes))
+
+        key = {
+            "pass": step.name,
+            "options": options,
+            "input": parent.digest,
+            "calibration": self._calibration_digest(step),
+            "layers": self.context.layers,
+            "seed": self.context.seed,
+            "versions": self.versions,
+        }
+        entry, cached = self.cache.get("pass", key, make)
+        if (entry / "left.json").exists():
+            return str(json.loads((entry / "left.json").read_text()))
+        return (
+            OnnxModel((entry / "model.onnx").read_bytes()),
+            list(json.loads((entry / "notes.json").read_text())),
+            cached,
+        )
+
+    def _prove(self, step: Pass, parent: OnnxModel, model: OnnxModel) -> str:
+        """Parity of a function-preserving pass with its input, on proof shapes and on real samples."""
+        feeds = proof_feeds(self.source, 16)[:6] + self._real()
+        proof = parity(runner(parent, self.evaluator.threads), runner(model, self.evaluator.threads), feeds)
+        if not proof.ok or proof.agreement < 1 - 1e-9:
+            difference = first_difference(parent, model, feeds, self.evaluator.threads)
+            where = f"the first that differs is {difference}" if difference else "no shared tensor differs"
+            raise PassError(f"{step.name} must not change the function, but did: {proof}; {where}")
+        return f"parity: {proof}"
+
+    def _real(self) -> list[Feed]:
+        if self._feeds is None:
+            self._feeds = real_feeds(self.evaluator.feeds(), 64)
+        return self._feeds
+
+    def _calibration_digest(self, step: Pass) -> str | None:
+        import hashlib
+
+        if step.preserves_function or not isinstance(step, QuantizeStatic):
+            return None
+        digest = hashlib.sha256()
+        for feed in self.context.calibration:
+            for name in sorted(feed):
+                digest.update(feed[name].tobytes())
+        return digest.hexdigest()
+
+    def _record(
+        self,
+        name: str,
+        options: dict[str, Any],
+        kept: bool,
+        reason: str,
+        model: OnnxModel,
+        start: float,
+        cached: bool,
+        metric: Metric | None = None,
+        p50_ms: float | None = None,
+    ) -> None:
+        seconds = time.monotonic() - start
+        record = PassRecord(
+            pass_=name,
+            options=options,
+            kept=kept,
+            reason=reason,
+            metric=metric,
+            p50_ms=p50_ms,
+            bytes=model.bytes,
+            seconds=round(seconds, 3),
+            cached=cached,
+        )
+        self.records.append(record)
+        mark = "[green]kept[/green]" if kept else "[yellow]left out[/yellow]"
+        said = _escape(f", {metric.name} {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]") if metric else ""
+        speed = f", p50 {p50_ms:.2f} ms" if p50_ms is not None else ""
+        how = "[dim]cached[/dim]" if cached else f"{seconds:.1f} s"
+        self.output.print(f"[bold]{name}[/bold] {mark}: {model.bytes / 1e6:.1f} MB{said}{speed} ({how})")
+        self.output.print(f"  [dim]{_escape(reason)}[/dim]")
+
+    def _status(self, label: str) -> Any:
+        from lepto.compiler.evaluate import _task
+
+        return _task(self.evaluator.progress, label, 1)
+
+
+def _escape(text: str) -> str:
+    """Text that rich shows as it is: an interval in brackets is no markup."""
+    return text.replace("[", "\\[")
+
+
+def earned(timing: Timing, parent_bytes: int, bytes_: int) -> tuple[bool, str]:
+    """Whether a candidate earned its place: it is faster than its parent, or no slower and a tenth smaller."""
+    ratio = timing.ratio
+    said = (
+        f"{ratio.value:.2f} x as fast as its input [{ratio.low:.2f}, {ratio.high:.2f}] "
+        f"({timing.baseline_ms:.2f} → {timing.candidate_ms:.2f} ms)"
+    )
+    if ratio.low > 1:
+        return True, said
+    if ratio.high < 1:
+        return False, f"slower than its input: {said}"
+    if bytes_ <= 0.9 * parent_bytes:
+        return True, f"not shown to be faster, but {1 - bytes_ / parent_bytes:.0%} smaller: {said}"
+    return False, f"not shown to be faster than its input, nor a tenth smaller: {said}"
+
+
+def plan(names: Sequence[str], *, reduce_range: bool) -> list[Pass]:
+    """The passes of these names with the options that fit the target."""
+    known: dict[str, Pass] = {
+        "fuse": Fuse(),
+        "quantize-dynamic": QuantizeDynamic(reduce_range=reduce_range),
+        "quantize-static": QuantizeStatic(reduce_range=reduce_range),
+    }
+    return [known[name] for name in names]
