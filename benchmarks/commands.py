@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from lepto.benchmarks.workloads.commands import workload
 from lepto.runtime.errors import LeptoError
 

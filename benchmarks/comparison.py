@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
+
 from lepto.benchmarks import scenarios
 from lepto.benchmarks.gate import (
     LATENCY_QUANTILES,
@@ -24,7 +26,6 @@ from lepto.benchmarks.scenarios import Feed, Subject
 from lepto.compiler.data import Samples, load_samples
 from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
-from rich.markup import escape
 
 
 def compare(

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
 from lepto.compiler.statistics import (
     hodges_lehmann,
     log_ratios,

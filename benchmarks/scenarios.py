@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
 from lepto.compiler.data import Samples
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.measure import interleave

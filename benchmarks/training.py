@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from lepto.runtime.errors import LeptoError
 
 if TYPE_CHECKING:
@@ -33,9 +35,9 @@ class Schedule:
         seed: Of the head's first weights, the order of the batches and dropout.
     """
 
-    epochs: int = 5
+    epochs: int = 4
     batch_size: int = 32
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     head_factor: float = 10.0
     warmup: float = 0.1
     weight_decay: float = 0.01
@@ -96,6 +98,23 @@ class Examples:
             raise ValueError(f"texts and labels must pair up, got {len(self.texts)} and {len(self.labels)}")
         if not self.texts:
             raise ValueError("there is no example")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars of the library's own, and no warning that the classification head is new: it is meant to be."""
+    from transformers.utils import logging
+
+    library: Any = logging  # its functions are not annotated
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()
 
 
 def _batches(lengths: Sequence[int], size: int, generator: np.random.Generator) -> list[list[int]]:
@@ -181,7 +200,6 @@ def fine_tune(
     import torch
     from accelerate import Accelerator  # type: ignore[import-untyped]  # it ships no types
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging
 
     schedule = schedule or Schedule()
     if folder.exists() and any(folder.iterdir()):
@@ -197,13 +215,7 @@ def fine_tune(
     torch.manual_seed(schedule.seed)
     generator = np.random.default_rng(schedule.seed)
 
-    # The classification head is new on purpose; the library would print a warning about it.
-    transformers_logging: Any = logging
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
+    with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(weights, local_files_only=True)
         model = AutoModelForSequenceClassification.from_pretrained(
             weights,
@@ -214,10 +226,6 @@ def fine_tune(
             use_safetensors=True,
             dtype=torch.float32,
         )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
     # Word embeddings stay as they are: words that the few training sentences lack keep their place among those that
     # they have, and half of the parameters need neither gradient nor optimizer state.
@@ -277,7 +285,8 @@ def fine_tune(
     assert best_state is not None  # epochs >= 1, and accuracy >= 0 beats the start
     final.load_state_dict(best_state)
     folder.mkdir(parents=True, exist_ok=True)
-    final.save_pretrained(folder)
+    with _quiet():
+        final.save_pretrained(folder)
     tokenizer.model_max_length = min(int(tokenizer.model_max_length), 512)
     tokenizer.save_pretrained(folder)
     return Trained(folder=folder, dev_accuracy=best, epoch=best_epoch, losses=tuple(losses))

@@ -153,7 +153,7 @@ class Pipeline:
                 return None
         timing, speed_cached = self.evaluator.compare(parent, model, step.name)
         cached &= speed_cached
-        keep, why = earned(timing, parent.bytes, model.bytes)
+        keep, why = earned(timing, parent.bytes, model.bytes, step.preserves_function)
         reasons.append(why)
         self._record(step.name, options, keep, "; ".join(reasons), model, start, cached, metric, timing.candidate_ms)
         return Candidate(model, metric, logits, len(self.records) - 1) if keep else None
@@ -283,8 +283,12 @@ def _escape(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-def earned(timing: Timing, parent_bytes: int, bytes_: int) -> tuple[bool, str]:
-    """Whether a candidate earned its place: it is faster than its parent, or no slower and a tenth smaller."""
+def earned(timing: Timing, parent_bytes: int, bytes_: int, preserves_function: bool) -> tuple[bool, str]:
+    """Whether a candidate earned its place.
+
+    One that is shown to be slower than its parent never does. One that may change answers must be shown to be faster,
+    or be a tenth smaller; one that keeps the function costs nothing and prepares the next pass.
+    """
     ratio = timing.ratio
     said = (
         f"{ratio.value:.2f} x as fast as its input [{ratio.low:.2f}, {ratio.high:.2f}] "
@@ -294,6 +298,8 @@ def earned(timing: Timing, parent_bytes: int, bytes_: int) -> tuple[bool, str]:
         return True, said
     if ratio.high < 1:
         return False, f"slower than its input: {said}"
+    if preserves_function:
+        return True, f"the same function, not slower: {said}"
     if bytes_ <= 0.9 * parent_bytes:
         return True, f"not shown to be faster, but {1 - bytes_ / parent_bytes:.0%} smaller: {said}"
     return False, f"not shown to be faster than its input, nor a tenth smaller: {said}"

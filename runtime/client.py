@@ -72,9 +72,9 @@ class TextClient:
                 try:
                     result = self._client.infer(**request)
                 except InferenceServerException as error:
-                    if not self._api.unknown_model(error):
+                    if not self._api.changing(error):
                         raise
-                    # For an instant in a change of versions Triton may know none; a name that is wrong stays wrong.
+                    # A version was unloaded under the request, by a server that does not wait for those on their way.
                     time.sleep(VERSION_CHANGE_S)
                     result = self._client.infer(**request)
             except Exception as error:
@@ -136,7 +136,7 @@ class AsyncTextClient:
                 try:
                     result = await self._connected().infer(**request)
                 except InferenceServerException as error:
-                    if not self._api.unknown_model(error):
+                    if not self._api.changing(error):
                         raise
                     await asyncio.sleep(VERSION_CHANGE_S)  # see TextClient
                     result = await self._connected().infer(**request)
@@ -237,7 +237,10 @@ class _Api:
         return {name: result.as_numpy(name) for name in names}
 
     def unknown_model(self, error: Exception) -> bool:
-        return isinstance(error, InferenceServerException) and "unknown model" in str(error.message())
+        return isinstance(error, InferenceServerException) and "is not found" in str(error.message())
+
+    def changing(self, error: Exception) -> bool:
+        return isinstance(error, InferenceServerException) and "not at ready state" in str(error.message())
 
     def explain(self, error: Exception, index: Any) -> Exception:
         """The error to raise instead, with the way out."""

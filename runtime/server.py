@@ -18,11 +18,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from lepto.runtime import triton_config
 from lepto.runtime.control import Answer, Control
@@ -33,6 +34,8 @@ from lepto.runtime.tritonserver import ADDRESS, LOG, Ports, check_stub, find_ins
 
 START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 5.0
+# A request waits at most this long in the queue of a step, after which the next step is looked up.
+DRAIN_S = triton_config.QUEUE_TIMEOUT_US / 1e6
 # A dead stub answers 500 after a second; anything that happens once may be chance.
 FAILED_PROBES = 2
 RESTARTS_IN_A_ROW = 5
@@ -52,6 +55,7 @@ class Server:
         say: Is told what the supervisor does, one line at a time, from its thread.
         probe_interval_s: Time between two looks at the server and the repository.
         grace_s: How long requests in flight may take when the server is stopped.
+        drain_s: How long a replaced version stays loaded for requests in flight.
 
     Attributes:
         restarts: How often the server was restarted because it no longer answered.
@@ -71,12 +75,15 @@ class Server:
         say: Say | None = None,
         probe_interval_s: float = 1.0,
         grace_s: float = STOP_GRACE_S,
+        drain_s: float = DRAIN_S,
     ) -> None:
         self._repository = Path(repository)
         self._wanted = Ports(http_port, grpc_port, metrics_port)
         self._say = say or (lambda line: None)
         self._interval_s = probe_interval_s
         self._grace_s = grace_s
+        self._drain_s = drain_s
+        self._draining: dict[str, _Draining] = {}
         self._ports: Ports | None = None
         self._incarnation: _Incarnation | None = None
         self._served: dict[str, Published] = {}
@@ -209,6 +216,7 @@ class Server:
             self._check(model, self._manifests[model.name])
         self._served = {model.name: model for model in models}
         self._failed.clear()
+        self._draining.clear()
 
     def _check(self, model: Published, manifest: Manifest) -> None:
         """Believe that a version is served when it says so and has answered once."""
@@ -224,6 +232,7 @@ class Server:
             self._restart(f"tritonserver ended with code {self._running().exit_code()}")
             return
         self._follow_repository()
+        self._let_go()
         for name in self._served:
             answer = self._control().probe(name, self._manifests[name])
             while not _alive(answer) and not self._stop.is_set():
@@ -263,6 +272,7 @@ class Server:
             for part in reversed(self._served[name].models):
                 self._control().unload(part)
             del self._served[name]
+            self._draining.pop(name, None)
             self._say(f"{name!r} left the repository and is not served any more")
         for name, model in wanted.items():
             old = self._served.get(name)
@@ -283,22 +293,38 @@ class Server:
             self._say(f"serving version {model.version} of {name!r}")
 
     def _load(self, model: Published, old: Published | None) -> None:
-        """Load a version beside the old one, switch to it, and let go of the old one.
+        """Load a version beside the old one and switch clients to it; the old one is let go of later.
 
-        Requests go through the old ensemble until the new one is loaded, so its steps must stay; and when one version
-        replaces another at once, Triton 2.51 may find neither for an instant. Every load carries its configuration:
-        without one, Triton takes a model for unchanged that was loaded with another configuration before.
+        Every load carries its configuration: without one, Triton takes a model for unchanged that was loaded with
+        another configuration before.
         """
         control = self._control()
         configs = {
             name: triton_config.parse((self._repository / name / CONFIG).read_text(encoding="utf-8"), source=name)
             for name in model.models
         }
-        if old is not None:
-            for name, config in configs.items():
-                control.load(name, triton_config.set_versions(config, [old.version, model.version]))
-        for name in (model.name, *model.parts) if old is not None else model.models:
-            control.load(name, triton_config.set_versions(configs[name], [model.version]))
+        draining = self._draining.pop(model.name, None)
+        versions = {
+            model.version,
+            *([old.version] if old is not None else []),
+            *(draining.versions if draining else []),
+        }
+        for part in model.parts:
+            control.load(part, triton_config.set_versions(configs[part], sorted(versions)))
+        control.load(model.name, configs[model.name])
+        if model.parts and old is not None:
+            # Requests that are on their way through the old ensemble look its steps up one by one.
+            due = time.monotonic() + self._drain_s
+            after = {part: triton_config.set_versions(configs[part], [model.version]) for part in model.parts}
+            self._draining[model.name] = _Draining(due, frozenset(versions), after)
+
+    def _let_go(self) -> None:
+        """Unload old steps that no request can be on its way to any more."""
+        for name, draining in list(self._draining.items()):
+            if time.monotonic() >= draining.due:
+                del self._draining[name]
+                for part, config in draining.after.items():
+                    self._control().load(part, config)
 
     def _complain(self, name: str, signature: bytes, line: str) -> None:
         """Say it once, not every second."""
@@ -316,6 +342,21 @@ class Server:
 
     def _log_tail(self) -> str:
         return self._running().log_tail()
+
+
+@dataclass(frozen=True, slots=True)
+class _Draining:
+    """Steps of an ensemble that stay loaded for requests on their way.
+
+    Attributes:
+        due: When the last such request has been answered or refused, in the time of ``time.monotonic``.
+        versions: The versions that are loaded until then.
+        after: Model to the configuration that keeps only the version in production.
+    """
+
+    due: float
+    versions: frozenset[int]
+    after: Mapping[str, Any]
 
 
 class _StoppedError(Exception):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from lepto.runtime.console import Output
 from rich.markup import escape
+
+from lepto.runtime.console import Output
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout; the rest goes to stderr.")]
 

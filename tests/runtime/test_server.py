@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as grpcclient
 
 from lepto.runtime import server as server_module
 from lepto.runtime import tritonserver
@@ -35,7 +36,14 @@ from lepto.runtime.tritonserver import find_installation, guardian_order, new_fo
 needs_server = pytest.mark.skipif(find_spec("pytriton") is None, reason="needs the extra lepto[server]")
 MakePackage = Callable[..., Path]
 TEXTS = ["where is my order", "cancel", "refund please", "", "ünïcödé 🎉", "please cancel my order please"]
-FREE: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "probe_interval_s": 0.2, "grace_s": 3}
+FREE: dict[str, Any] = {
+    "http_port": 0,
+    "grpc_port": 0,
+    "metrics_port": 0,
+    "probe_interval_s": 0.2,
+    "grace_s": 3,
+    "drain_s": 1.0,
+}
 
 
 def leftovers() -> set[str]:
@@ -206,12 +214,17 @@ def test_a_new_version_and_a_rollback_under_load_lose_no_request(
     errors: list[Exception] = []
 
     def ask() -> None:
-        with TextClient(server.grpc_url, "intents", protocol="grpc") as client:
-            while not stop.is_set():
-                try:
-                    seen.append(round(client.classify(["cancel"])[0][0].score, 4))
-                except Exception as error:
-                    errors.append(error)
+        # Not TextClient, which asks again when a version goes away under a request.
+        client = grpcclient.InferenceServerClient(server.grpc_url)
+        tensor = grpcclient.InferInput("TEXT", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[b"cancel"]], dtype=np.object_))
+        while not stop.is_set():
+            try:
+                scores = client.infer("intents", [tensor]).as_numpy("scores")
+                seen.append(round(float(scores.max()), 4))
+            except Exception as error:
+                errors.append(error)
+        client.close()
 
     def version() -> int:
         return next(model.version for model in server.models if model.name == "intents")
@@ -234,10 +247,14 @@ def test_a_new_version_and_a_rollback_under_load_lose_no_request(
     assert seen[-1] == scores["v1"]
     assert "serving version 2 of 'intents'" in said
     # Only the version in production is kept loaded: callers of the raw model get it too.
+    expected = {("intents", "1"), ("intents.model", "1"), ("intents.tokenizer", "1"), ("linear", "1")}
     with TextClient(server.http_url, "intents") as client:
-        index = client._client.get_model_repository_index()
-    ready = {(entry["name"], entry["version"]) for entry in index if entry.get("state") == "READY"}
-    assert ready == {("intents", "1"), ("intents.model", "1"), ("intents.tokenizer", "1"), ("linear", "1")}
+
+        def ready() -> set[tuple[str, str]]:
+            index = client._client.get_model_repository_index()
+            return {(entry["name"], entry["version"]) for entry in index if entry.get("state") == "READY"}
+
+        wait_for(lambda: ready() == expected)
 
 
 @needs_server

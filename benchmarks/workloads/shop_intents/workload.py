@@ -16,7 +16,7 @@ from lepto.benchmarks.workloads.shop_intents.grammar import SPLITS, Split
 from lepto.runtime.errors import LeptoError
 
 NAME: Final = "shop_intents"
-SCHEDULE: Final = Schedule(epochs=5, learning_rate=2e-4)
+SCHEDULE: Final = Schedule()
 SENTENCES: Final = (
     "Where is my parcel? I ordered a kettle last week",
     "the jacket is too small, can I swap it for a large",

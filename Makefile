@@ -1,0 +1,42 @@
+# Needs make and Python 3.11 or 3.12; everything else is installed into .venv.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test lint wheel bench clean
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## set up .venv with everything
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed; name it with make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+demo: install  ## train, compile, gate, publish, serve and ask, on the data that the project carries
+	$(BIN)/lepto workload demo
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: install  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# The folders are named after lepto's parts; mypy finds them below a folder named lepto.
+	@mkdir -p build/types && ln -sfn ../.. build/types/lepto
+	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+		-p lepto.runtime -p lepto.compiler -p lepto.benchmarks
+
+wheel: install  ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --outdir dist .
+
+bench: install  ## measure a compiled model against its source, see benchmarks/
+	$(BIN)/lepto bench --help
+
+clean:  ## remove what was built, but no model repository
+	rm -rf $(VENV) build dist *.egg-info
