@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+from lepto.runtime.staging import sync_folder
 
 _FORMAT = 1
 """Raised whenever what a step writes changes its meaning."""
@@ -59,6 +61,7 @@ class Cache:
         with FileLock(self.folder / f".{name}.lock"):
             if entry.is_dir():
                 return entry, True
+            self._sweep(name)
             stage = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.folder))
             try:
                 make(stage)
@@ -66,8 +69,23 @@ class Cache:
                 for file in stage.iterdir():
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
+                sync_folder(stage)
                 stage.rename(entry)
+                sync_folder(self.folder)
             except BaseException:
                 shutil.rmtree(stage, ignore_errors=True)
                 raise
         return entry, False
+
+    def _sweep(self, mine: str) -> None:
+        """Remove what killed processes left: a stage whose lock is free has nobody who works in it."""
+        for stage in [path for path in self.folder.glob(".*.*") if path.is_dir()]:
+            name = stage.name[1:].rpartition(".")[0]
+            if name == mine:  # its lock is ours
+                shutil.rmtree(stage, ignore_errors=True)
+                continue
+            try:
+                with FileLock(self.folder / f".{name}.lock", timeout=0):
+                    shutil.rmtree(stage, ignore_errors=True)
+            except Timeout:
+                continue

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+
 from lepto.compiler.recipe import Recipe, load_recipe_values, make_recipe
 from lepto.runtime.console import Output
 
@@ -71,7 +73,7 @@ def compile_(
         prepared = prepare(asked)
     console.settings("lepto compile", _settings(prepared, output))
     for note in prepared.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {escape(note)}")
     if dry_run:
         console.print("dry run: nothing was computed and nothing was written")
         console.result({"dry_run": True, "recipe": prepared.recipe.model_dump(mode="json"), "plan": prepared.plan})
@@ -83,8 +85,8 @@ def compile_(
     assert result.speedup is not None
     s = result.speedup
     console.print(
-        f"[bold green]{package.path}[/bold green]: {s.value:.2f} x as fast as {s.against} "
-        f"\\[{s.low:.2f}, {s.high:.2f}], {result.bytes / 1e6:.1f} MB (source {source.bytes / 1e6:.1f} MB)"
+        f"[bold green]{escape(str(package.path))}[/bold green]: {s.value:.2f} x as fast as {escape(s.against)} "
+        f"[{s.low:.2f}, {s.high:.2f}], {result.bytes / 1e6:.1f} MB (source {source.bytes / 1e6:.1f} MB)"
         + (f", {result.metric.name} {result.metric.value:.4f}" if result.metric else "")
         + (f" (source {source.metric.value:.4f})" if source.metric else "")
     )
@@ -93,7 +95,7 @@ def compile_(
         from lepto.runtime.repository import publish as publish_package
 
         published = publish_package(package, asked.publish, name=asked.name)
-        console.print(f"published as {published.name} version {published.version} in {asked.publish}")
+        console.print(f"published as {published.name} version {published.version} in {escape(asked.publish)}")
         document["published"] = {"name": published.name, "version": published.version, "repository": asked.publish}
     console.result(document)
 
@@ -135,9 +137,10 @@ def inspect(
 
     Example: lepto inspect ./my-model
     """
+    from rich.table import Table
+
     from lepto.compiler.inspect import applicable, bytes_by_part
     from lepto.compiler.source import open_source
-    from rich.table import Table
 
     console = Output(as_json=as_json)
     console.settings("lepto inspect", {"model": model, "task": task or "as the model says", "threads": threads})
@@ -158,7 +161,7 @@ def inspect(
         "bytes": f"{source.bytes:,}",
         "labels": len(source.labels) if source.labels else None,
         "layers": source.layers,
-        "inputs": "; ".join(f"{n} {v['dtype']} {v['shape']}".replace("[", "\\[") for n, v in inputs.items()),
+        "inputs": "; ".join(f"{n} {v['dtype']} {v['shape']}" for n, v in inputs.items()),
         "digest": source.digest,
     }
     console.settings("model", about)
@@ -166,13 +169,13 @@ def inspect(
     table.add_column("part")
     table.add_column("bytes", justify="right")
     for part, size in parts.items():
-        table.add_row(part, f"{size:,}")
+        table.add_row(escape(part), f"{size:,}")
     console.print(table)
     table = Table(title="passes", title_justify="left", box=None)
     for column in ("pass", "applies", "why"):
         table.add_column(column)
     for entry in passes:
-        table.add_row(entry.name, "yes" if entry.applies else "no", entry.reason)
+        table.add_row(entry.name, "yes" if entry.applies else "no", escape(entry.reason))
     console.print(table)
     console.result(
         {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
+
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, PassError
 from lepto.compiler.data import Samples, load_samples
@@ -121,7 +124,8 @@ def resolve_target(name: str) -> Target:
     if target.isa not in machine.isa_levels:
         raise LeptoError(
             f"target {name!r} cannot be measured here: this CPU ({machine.cpu}) has "
-            f"{', '.join(machine.isa_levels) or 'no known level'}. Compile on such a machine, or choose another --target"
+            f"{', '.join(machine.isa_levels) or 'no known level'}. "
+            "Compile on such a machine, or choose another --target"
         )
     return target
 
@@ -177,11 +181,13 @@ def run_prepared(
             _check_source(source_metric, source_logits.shape[1])
             budget = Budget(source_metric, recipe.allowed_drop(source_metric.value))
             console.print(
-                f"[bold]source[/bold] {_metric_text(source_metric)}, budget: at least {budget.minimum:.4f}"
+                f"[bold]source[/bold] {escape(_metric_text(source_metric))}, budget: at least {budget.minimum:.4f}"
                 f"{' [dim](cached)[/dim]' if cached else ''}"
             )
         context = Context(
-            calibration=encode(prepared.train.inputs, source.text) if prepared.train else (),
+            calibration=encode(prepared.train.inputs, source.text)
+            if prepared.train and any("quantize-static" in entry for entry in prepared.plan)
+            else (),
             threads=recipe.threads,
             seed=recipe.seed,
             layers=source.layers,
@@ -266,8 +272,8 @@ def _check_inputs(samples: Samples | None, source: Source) -> None:
     if isinstance(samples.inputs, tuple):
         if source.text is None:
             raise LeptoError(
-                f"{samples.origin} holds text, but {source.description} takes tensors ({', '.join(source.axes)}): give a "
-                "factory that returns (inputs, labels)"
+                f"{samples.origin} holds text, but {source.description} takes tensors ({', '.join(source.axes)}): "
+                "give a factory that returns (inputs, labels)"
             )
         return
     for name, example in source.example.items():
@@ -322,16 +328,12 @@ def _speedup(timing: Timing, source: Source, threads: int) -> Speedup:
 
 
 def _metric_text(metric: Metric) -> str:
-    return f"{metric.name} {metric.value:.4f} \\[{metric.low:.4f}, {metric.high:.4f}] (n={metric.n})"
+    return f"{metric.name} {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}] (n={metric.n})"
 
 
 def _silent() -> Output:
-    import io
-
-    from rich.console import Console
-
     output = Output()
-    output.console = Console(file=io.StringIO())
+    output.console.file = io.StringIO()
     return output
 
 

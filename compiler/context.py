@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
 from lepto.runtime.errors import LeptoError
 
 Feed = Mapping[str, npt.NDArray[np.generic]]

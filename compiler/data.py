@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from lepto.runtime.errors import LeptoError
 
 _READERS = ".csv, .tsv, .jsonl, .parquet"
@@ -79,7 +80,7 @@ def load_samples(
         made = call_factory(reference, "data")
         if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Mapping):
             return _arrays(reference, made[0], made[1], labels)
-        rows = [(f"row {number}", dict(row)) for number, row in enumerate(made, 1)]
+        rows = list(_factory_rows(reference, made))
     else:
         rows = list(_dataset_rows(reference, split))
     if not rows:
@@ -113,7 +114,7 @@ class _Labels:
         if isinstance(value, str) and value in self.index:
             return self.index[value]
         number = _integer(value)
-        if number is not None and (not self.labels or 0 <= number < len(self.labels)):
+        if number is not None and 0 <= number < (len(self.labels) if self.labels else number + 1):
             return number
         if self.labels is None:
             raise ValueError(f"column {self.column!r} has {value!r}, but the model has no label names: give indices")
@@ -136,18 +137,28 @@ def _integer(value: Any) -> int | None:
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
 
 
+def _factory_rows(reference: str, made: Any) -> Iterator[Row]:
+    if not isinstance(made, Iterable) or isinstance(made, str | bytes | Mapping):
+        raise LeptoError(
+            f"the data factory {reference} must return rows as mappings, or (inputs, labels) with arrays by input "
+            f"name; got {type(made).__name__}"
+        )
+    for number, row in enumerate(made, 1):
+        if not isinstance(row, Mapping):
+            raise LeptoError(f"the data factory {reference}, row {number}: must be a mapping, got {type(row).__name__}")
+        yield f"row {number}", row
+
+
 def _no_column(reference: str, where: str, column: str, row: Mapping[str, Any]) -> None:
     import difflib
 
     if column in row:
-        raise LeptoError(f"{reference}, {where}: column {column!r} is empty")
+        raise LeptoError(f"{reference}, {where}: column {column!r} has no value")
     near = difflib.get_close_matches(column, [name for name in row if name], n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     have = ", ".join(repr(name) for name in row)
     raise LeptoError(
         f"{reference} has no column {column!r}{hint} It has {have}: name it with --text-column or --label-column"
-        if hint
-        else f"{reference} has no column {column!r}. It has {have}: name it with --text-column or --label-column"
     )
 
 
@@ -179,11 +190,15 @@ def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
+            names = reader.fieldnames or []
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise LeptoError(f"{path}: the header names the column {twice[0]!r} twice")
             for row in reader:
                 where = f"line {reader.line_num}"
                 if None in row:
                     raise LeptoError(
-                        f"{path}, {where}: more cells than the header has columns: quote a text that contains {delimiter!r}"
+                        f"{path}, {where}: more cells than the header has columns: "
+                        f"quote a text that contains {delimiter!r}"
                     )
                 yield where, row
         except csv.Error as error:
@@ -226,8 +241,8 @@ def _dataset_rows(reference: str, split: str) -> Iterator[Row]:
         loaded = datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # datasets raises many kinds, none of its own base class
         raise LeptoError(
-            f"{reference!r} is no file here and could not be loaded as a data set (split {split!r}): {_first_line(error)}. "
-            f"Give a {_READERS} file, a datasets id, or package.module:factory"
+            f"{reference!r} is no file here and could not be loaded as a data set (split {split!r}): "
+            f"{first_line(error)}. Give a {_READERS} file, a datasets id, or package.module:factory"
         ) from error
     features = loaded.features
     for number, row in enumerate(loaded, 1):
@@ -250,10 +265,10 @@ def _arrays(reference: str, inputs: Mapping[str, Any], labels: Any, names: Seque
     for name, array in arrays.items():
         if not array.ndim or len(array) != len(indices):
             raise LeptoError(f"{reference}: input {name!r} has shape {list(array.shape)} for {len(indices)} labels")
-    if names is not None and (indices.min() < 0 or indices.max() >= len(names)):
-        raise LeptoError(
-            f"{reference}: label {int(indices.max())} is unknown to the model, which has {len(names)} labels"
-        )
+    wrong = indices[(indices < 0) | (indices >= len(names))] if names is not None else indices[indices < 0]
+    if len(wrong):
+        known = f"which has {len(names)} labels" if names is not None else "labels count from 0"
+        raise LeptoError(f"{reference}: label {int(wrong[0])} is unknown to the model, {known}")
     return Samples(arrays, indices.astype(np.int64), reference)
 
 
@@ -273,8 +288,9 @@ def call_factory(reference: str, what: str) -> Any:
     try:
         module = importlib.import_module(module_name)
         factory = getattr(module, function_name)
-    except (ImportError, AttributeError) as error:
-        raise LeptoError(f"the {what} factory {reference} could not be imported: {error}") from error
+    except Exception as error:  # a module can raise anything while it is imported
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise LeptoError(f"the {what} factory {reference} could not be imported: {kind}{error}") from error
     finally:
         sys.path.remove("")
     try:
@@ -283,5 +299,6 @@ def call_factory(reference: str, what: str) -> Any:
         raise LeptoError(f"the {what} factory {reference} failed: {type(error).__name__}: {error}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.progress import Progress
+
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Feed, PassError
 from lepto.compiler.data import Samples
+from lepto.compiler.export.onnx import proof_feeds
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import Source
 from lepto.compiler.statistics import Ratio, ratio_interval
-from lepto.compiler.verify import Run, accuracy, encode, logits_in_batches, logits_one_by_one, runner
+from lepto.compiler.verify import (
+    PARITY_ATOL,
+    PARITY_RTOL,
+    Parity,
+    Run,
+    accuracy,
+    encode,
+    logits_in_batches,
+    logits_one_by_one,
+    pad,
+    parity,
+    runner,
+)
 from lepto.runtime.manifest import Metric
 from lepto.runtime.measure import interleave
-from rich.progress import Progress
 
 Logits = npt.NDArray[np.float32]
 
@@ -128,22 +143,35 @@ class Evaluator:
         key = {
             "baseline": self.source.digest if baseline is None else baseline.digest,
             "candidate": candidate.digest,
-            "data": self.samples.digest if self.samples else None,
             "threads": self.threads,
             "seed": self.seed,
-            "machine": self.machine,
-            "versions": self.versions,
+            **self._key(),
         }
         entry, cached = self.cache.get("speed", key, make)
         seconds = np.load(entry / "seconds.npz")
         a, b = seconds["baseline"], seconds["candidate"]
         return Timing(float(np.median(a)) * 1e3, float(np.median(b)) * 1e3, ratio_interval(a, b)), cached
 
+    def parity(self, parent: OnnxModel, model: OnnxModel, label: str) -> tuple[Parity, bool]:
+        """Compare a rewritten graph with the one before, on the shapes of the proof and on real samples."""
+
+        def make(stage: Path) -> None:
+            feeds = self.proof_feeds()
+            with _task(self.progress, f"{label}: parity", 1):
+                proof = parity(runner(parent, self.threads), runner(model, self.threads), feeds)
+            (stage / "parity.json").write_text(json.dumps(asdict(proof)))  # Python reads back the infinity it writes
+
+        entry, cached = self.cache.get("parity", {"parent": parent.digest, "model": model.digest, **self._key()}, make)
+        return Parity(**json.loads((entry / "parity.json").read_text())), cached
+
+    def proof_feeds(self) -> list[Feed]:
+        """Inputs for parity: minimal and typical shapes, and up to 64 real samples."""
+        return [*proof_feeds(self.source, 16)[:6], *real_feeds(self.feeds(), 64)]
+
     def batch_invariant(self, model: OnnxModel) -> bool:
         """Whether rows keep their outputs beside other rows and padding, tried on batches of unlike samples."""
         if self.source.text is None and self.samples is None:
             return True
-        from lepto.compiler.verify import PARITY_ATOL, PARITY_RTOL, pad
 
         def make(stage: Path) -> None:
             run, feeds = runner(model, self.threads), self.feeds()[:64]
@@ -159,15 +187,24 @@ class Evaluator:
             same = bool((apart <= PARITY_ATOL + PARITY_RTOL * np.abs(alone).max()).all())
             (stage / "invariant.json").write_text(json.dumps({"same": same, "max_abs": float(apart.max())}))
 
-        key = {"model": model.digest, "data": self.samples.digest if self.samples else None, "versions": self.versions}
+        key = {"model": model.digest, **self._key()}
         entry, _ = self.cache.get("invariance", key, make)
         return bool(json.loads((entry / "invariant.json").read_text())["same"])
 
     def _logits(self, step: str, digest: str, make: Callable[[Path], None]) -> tuple[Logits, bool]:
-        key = {"model": digest, "data": self._samples().digest, "versions": self.versions}
+        key = {"model": digest, **self._key()}
         entry, cached = self.cache.get(step, key, make)
         loaded: Logits = np.load(entry / "logits.npy")
         return loaded, cached
+
+    def _key(self) -> dict[str, Any]:
+        """What decides every result here besides the model: the inputs, and what runs them."""
+        return {
+            "source": self.source.digest,  # it holds the tokenizer too, which the graph does not
+            "data": self.samples.digest if self.samples else None,
+            "machine": self.machine,
+            "versions": self.versions,
+        }
 
     def _samples(self) -> Samples:
         if self.samples is None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
 from lepto.compiler.context import Feed
+from lepto.compiler.data import first_line
 from lepto.compiler.safety import check_safetensors
-from lepto.compiler.source import TEXT_CLASSIFICATION, Source, Text
+from lepto.compiler.source import TEXT_CLASSIFICATION, Axes, Source, Text, read_json, text_digest
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Preprocessing
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", *_WEIGHTS, "*.safetensors", "vocab*", "merges.txt")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab*", "merges.txt")
+_FILES = ("config.json", *_TOKENIZER, *_WEIGHTS, "*.safetensors", "pytorch_model-*.bin")
 
 
 def open_huggingface(reference: str, task: str | None) -> Source:
@@ -37,17 +40,15 @@ def open_huggingface(reference: str, task: str | None) -> Source:
             f"{folder} is no model: it has no config.json. Give the folder that save_pretrained() wrote, an .onnx file, "
             "or package.module:factory"
         )
-    from lepto.compiler.source import _json
-
-    raw = _json(config_file)
+    raw = read_json(config_file)
     weights = _weight_files(folder)
     import transformers
 
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a class of transformers may raise anything on values it does not expect
         remote = "auto_map" in raw
-        why = "it needs code from its own repository, which Lepto does not run" if remote else _first_line(error)
+        why = "it needs code from its own repository, which Lepto does not run" if remote else first_line(error)
         raise LeptoError(f"{config_file}: the configuration is not understood: {why}") from error
     architecture = (config.architectures or [""])[0]
     known = getattr(transformers, architecture, None) if architecture else None
@@ -63,13 +64,15 @@ def open_huggingface(reference: str, task: str | None) -> Source:
     task = task or found
     if task is None:
         raise LeptoError(f"{reference}: the task of {architecture} is not known: name it with --task")
-    labels = labels_of(raw) if task.endswith("classification") else None
+    # transformers leaves id2label out of the file where it is the default, LABEL_0 and LABEL_1.
+    labels = (labels_of(raw) or labels_of(config.to_dict())) if task.endswith("classification") else None
     if task == TEXT_CLASSIFICATION:
         _check_single_label(config_file, config, labels)
     forward = set(inspect.signature(known.forward).parameters)
-    text, example, axes, maximum = None, {}, {}, {}
+    text: Text | None = None
+    maximum: dict[str, int] = {}
     if (folder / "tokenizer.json").exists() or (folder / "tokenizer_config.json").exists():
-        text = text_of(folder, tuple(forward), _positions(config))
+        text = text_of(folder, tuple(forward), _positions(known, config))
         example, axes = _text_example(config, text)
         maximum = {"sequence": text.preprocessing.max_length}
     elif "input_ids" in forward:
@@ -80,7 +83,7 @@ def open_huggingface(reference: str, task: str | None) -> Source:
     for file in weights:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    digest.update((text.tokenizer if text else "").encode())
+    digest.update(text_digest(text))
     return Source(
         kind="hugging-face",
         reference=reference,
@@ -114,12 +117,13 @@ def text_of(folder: Path, accepted: tuple[str, ...], positions: int | None) -> T
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, use_fast=True)
         backend = tokenizer.backend_tokenizer
     except Exception as error:  # tokenizers raises plain Exception
-        raise LeptoError(f"{folder}: its tokenizer could not be read: {_first_line(error)}") from error
+        raise LeptoError(f"{folder}: its tokenizer could not be read: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         raise LeptoError(f"{folder}: its tokenizer has no padding token: set pad_token and save it again")
     backend.no_padding()
     backend.no_truncation()
     longest = min(int(tokenizer.model_max_length), positions or 512)
+    names: tuple[Literal["input_ids", "attention_mask", "token_type_ids"], ...]
     names = ("input_ids", "attention_mask", "token_type_ids")
     produced = set(tokenizer.model_input_names)
     return Text(
@@ -129,7 +133,7 @@ def text_of(folder: Path, accepted: tuple[str, ...], positions: int | None) -> T
             pad_id=int(tokenizer.pad_token_id),
             pad_type_id=int(getattr(tokenizer, "pad_token_type_id", 0) or 0),
             pad_token=str(tokenizer.pad_token),
-            inputs=tuple(n for n in names if n in produced and n in accepted),  # type: ignore[arg-type]  # the literals
+            inputs=tuple(n for n in names if n in produced and n in accepted),
         ),
     )
 
@@ -162,7 +166,8 @@ def _folder(reference: str) -> Path:
         return Path(huggingface_hub.snapshot_download(reference, allow_patterns=list(_FILES)))
     except Exception as error:  # the hub raises many kinds, from a bad id to no network
         raise LeptoError(
-            f"model {reference!r} is no folder here, and could not be had from the Hugging Face hub: {_first_line(error)}"
+            f"model {reference!r} is no folder here, and could not be had from the Hugging Face hub: "
+            f"{first_line(error)}"
         ) from error
 
 
@@ -175,8 +180,10 @@ def _weight_files(folder: Path) -> list[Path]:
             if file.suffix == ".safetensors":
                 check_safetensors(file)
             return [file]
-        index = json.loads(file.read_text(encoding="utf-8"))
-        parts = sorted({str(part) for part in index.get("weight_map", {}).values()})
+        mapping = read_json(file).get("weight_map")
+        if not isinstance(mapping, dict) or not mapping:
+            raise LeptoError(f"{file} is no index of weights: it has no weight_map")
+        parts = sorted({str(part) for part in mapping.values()})
         for part in parts:
             if Path(part).name != part or not (folder / part).is_file():
                 raise LeptoError(f"{file}: the weights {part!r} that it names do not lie beside it")
@@ -205,10 +212,11 @@ def _read_bin(file: Path) -> dict[str, Any]:
     import torch
 
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # The format before torch 1.6 is no zip file and cannot be mapped.
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises pickle, zip and runtime errors
         raise LeptoError(
-            f"{file} is refused: read as plain tensors (weights_only) it fails: {_first_line(error)}. A pickle can run "
+            f"{file} is refused: read as plain tensors (weights_only) it fails: {first_line(error)}. A pickle can run "
             "code: save the model again as safetensors"
         ) from error
     if not isinstance(loaded, dict):
@@ -233,13 +241,19 @@ def _check_single_label(file: Path, config: Any, labels: tuple[str, ...] | None)
         raise LeptoError(f"{file}: a classifier needs at least two labels in id2label, got {len(labels or ())}")
 
 
-def _positions(config: Any) -> int | None:
+def _positions(known: Any, config: Any) -> int | None:
     """Longest sequence the position embeddings allow, None where the configuration has no such limit."""
+    import torch
+
     count = getattr(config, "max_position_embeddings", None)
     if count is None or count <= 0:
         return None
-    # RoBERTa and its kin number positions from the padding index + 1, and say so by two rows more than a power of two.
-    return int(count) - 2 if count % 64 == 2 else int(count)
+    with torch.device("meta"), _quiet():  # the modules without their weights
+        module = known(config)
+    tables = [m for m in module.modules() if isinstance(m, torch.nn.Embedding) and m.num_embeddings == count]
+    # RoBERTa and its kin number positions from the padding index + 1: their table of positions has a padding index.
+    taken = min((0 if m.padding_idx is None else m.padding_idx + 1 for m in tables), default=0)
+    return int(count) - taken
 
 
 def _layers(config: Any) -> int | None:
@@ -252,7 +266,7 @@ def _layers(config: Any) -> int | None:
         return None
 
 
-def _text_example(config: Any, text: Text) -> tuple[Feed, dict[str, dict[int, str]]]:
+def _text_example(config: Any, text: Text) -> tuple[Feed, Axes]:
     """Inputs of batch 2 and length 7, the second row with padding, so that no size and no mask is burnt in."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, config.vocab_size, (2, 7))
@@ -264,7 +278,7 @@ def _text_example(config: Any, text: Text) -> tuple[Feed, dict[str, dict[int, st
     return {n: arrays[n] for n in names}, {n: {0: "batch", 1: "sequence"} for n in names}
 
 
-def _dummy_example(config: Any, task: str, forward: set[str]) -> tuple[Feed, dict[str, dict[int, str]]]:
+def _dummy_example(config: Any, task: str, forward: set[str]) -> tuple[Feed, Axes]:
     """Inputs from optimum's generators for models that take no text."""
     from optimum.utils import DummyVisionInputGenerator, NormalizedConfigManager
 
@@ -302,7 +316,7 @@ def _load(known: Any, folder: Path, weights: list[Path]) -> torch.nn.Module:
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise LeptoError(f"{folder}: the model could not be loaded: {_first_line(error)}") from error
+            raise LeptoError(f"{folder}: the model could not be loaded: {first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise LeptoError(
@@ -319,16 +333,13 @@ def _quiet() -> Iterator[None]:
     """No progress bars or advice of transformers among our own output."""
     import transformers
 
-    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    log: Any = transformers.logging  # its functions have no types
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(level)
+        log.set_verbosity(level)
         if bars:
-            transformers.logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            log.enable_progress_bar()

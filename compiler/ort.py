@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+
 from lepto.compiler.model import OnnxModel, count_operators
 
 

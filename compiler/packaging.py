@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+
 from lepto.compiler.context import Feed
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import session
@@ -116,7 +117,7 @@ def _tensors(values: Any, initializers: set[str]) -> tuple[Tensor, ...]:
         kind = value.type.tensor_type
         dims = [d.dim_value or d.dim_param or f"{value.name}_{i}" for i, d in enumerate(kind.shape.dim)]
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
-        tensors.append(Tensor(name=value.name, dtype=dtype, shape=tuple(["batch", *dims[1:]])))  # type: ignore[arg-type]
+        tensors.append(Tensor(name=value.name, dtype=dtype, shape=("batch", *dims[1:])))
     return tuple(tensors)
 
 
@@ -167,7 +168,8 @@ def card(manifest: Manifest, bound: PairedDifference | None) -> str:
         lines.append(f"Same decision as the source on {result.agreement:.2%} of the evaluation samples.")
     if bound is not None:
         lines.append(
-            f"Change of the metric on the same samples: {bound.value:+.4f}, one-sided 95 % lower bound {bound.low:+.4f}."
+            f"Change of the metric on the same samples: {bound.value:+.4f}, "
+            f"one-sided 95 % lower bound {bound.low:+.4f}."
         )
     if not result.batch_invariant:
         lines.append(

@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich.markup import escape
+
 from lepto.compiler.cache import Cache
-from lepto.compiler.context import Context, Feed, Left, PassError
-from lepto.compiler.evaluate import Evaluator, Logits, Timing, real_feeds
-from lepto.compiler.export.onnx import export_onnx, proof_feeds
+from lepto.compiler.context import Context, Left, PassError
+from lepto.compiler.evaluate import Evaluator, Logits, Timing
+from lepto.compiler.export.onnx import export_onnx
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.fuse import Fuse
 from lepto.compiler.passes.quantize_dynamic import QuantizeDynamic
 from lepto.compiler.passes.quantize_static import QuantizeStatic
 from lepto.compiler.source import Source
-from lepto.compiler.verify import first_difference, parity, runner
+from lepto.compiler.verify import first_difference
 from lepto.runtime.console import Output
 from lepto.runtime.manifest import Metric, PassRecord
 
@@ -96,7 +98,6 @@ class Pipeline:
     versions: dict[str, str]
     records: list[PassRecord] = field(default_factory=list)
     rejected: list[tuple[Metric, str]] = field(default_factory=list)
-    _feeds: list[Feed] | None = None
 
     def export(self) -> OnnxModel:
         """Export the source and prove it; records the step."""
@@ -137,7 +138,9 @@ class Pipeline:
         metric: Metric | None = None
         logits: Logits | None = None
         if step.preserves_function:
-            reasons.append(self._prove(step, parent, model))
+            proof, parity_cached = self._prove(step, parent, model)
+            reasons.append(proof)
+            cached &= parity_cached
         else:
             logits, metric_cached = self.evaluator.logits(model, step.name)
             cached &= metric_cached
@@ -177,7 +180,7 @@ class Pipeline:
         update = {"kept": False, "reason": f"{record.reason}; {why}: {said}"}
         self.records[loser.record] = record.model_copy(update=update)
         chosen, other = self.records[winner.record].pass_, record.pass_
-        self.output.print(f"[bold]{chosen}[/bold] is taken, {other} left out ({why}): {_escape(said)}")
+        self.output.print(f"[bold]{chosen}[/bold] is taken, {other} left out ({why}): {escape(said)}")
         return winner
 
     def _apply(self, step: Pass, options: dict[str, Any], parent: OnnxModel) -> tuple[OnnxModel, list[str], bool] | str:
@@ -214,20 +217,14 @@ class Pipeline:
             cached,
         )
 
-    def _prove(self, step: Pass, parent: OnnxModel, model: OnnxModel) -> str:
-        """Parity of a function-preserving pass with its input, on proof shapes and on real samples."""
-        feeds = proof_feeds(self.source, 16)[:6] + self._real()
-        proof = parity(runner(parent, self.evaluator.threads), runner(model, self.evaluator.threads), feeds)
+    def _prove(self, step: Pass, parent: OnnxModel, model: OnnxModel) -> tuple[str, bool]:
+        """Parity of a function-preserving pass with its input; and whether the cache had it."""
+        proof, cached = self.evaluator.parity(parent, model, step.name)
         if not proof.ok or proof.agreement < 1 - 1e-9:
-            difference = first_difference(parent, model, feeds, self.evaluator.threads)
+            difference = first_difference(parent, model, self.evaluator.proof_feeds(), self.evaluator.threads)
             where = f"the first that differs is {difference}" if difference else "no shared tensor differs"
             raise PassError(f"{step.name} must not change the function, but did: {proof}; {where}")
-        return f"parity: {proof}"
-
-    def _real(self) -> list[Feed]:
-        if self._feeds is None:
-            self._feeds = real_feeds(self.evaluator.feeds(), 64)
-        return self._feeds
+        return f"parity: {proof}", cached
 
     def _calibration_digest(self, step: Pass) -> str | None:
         import hashlib
@@ -266,21 +263,16 @@ class Pipeline:
         )
         self.records.append(record)
         mark = "[green]kept[/green]" if kept else "[yellow]left out[/yellow]"
-        said = _escape(f", {metric.name} {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]") if metric else ""
+        said = escape(f", {metric.name} {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]") if metric else ""
         speed = f", p50 {p50_ms:.2f} ms" if p50_ms is not None else ""
         how = "[dim]cached[/dim]" if cached else f"{seconds:.1f} s"
         self.output.print(f"[bold]{name}[/bold] {mark}: {model.bytes / 1e6:.1f} MB{said}{speed} ({how})")
-        self.output.print(f"  [dim]{_escape(reason)}[/dim]")
+        self.output.print(f"  [dim]{escape(reason)}[/dim]")
 
     def _status(self, label: str) -> Any:
         from lepto.compiler.evaluate import _task
 
         return _task(self.evaluator.progress, label, 1)
-
-
-def _escape(text: str) -> str:
-    """Text that rich shows as it is: an interval in brackets is no markup."""
-    return text.replace("[", "\\[")
 
 
 def earned(timing: Timing, parent_bytes: int, bytes_: int, preserves_function: bool) -> tuple[bool, str]:

@@ -8,10 +8,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
 from lepto.compiler.passes import PASSES
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.targets import TARGETS
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 _DROP = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")
 
@@ -127,7 +128,9 @@ def _explain(item: Any, origin: str, lines: dict[str, str]) -> str:
         return f"{where}: unknown key {name!r}{_near(name, known)}; keys: {', '.join(known)}"
     if item["type"] == "missing":
         return f"{where}: {name!r} is missing: give it in the recipe or as --{name.replace('_', '-')}"
-    return f"{where}: {name or 'recipe'} {item['msg'].removeprefix('Value error, ')}"
+    message = item["msg"].removeprefix("Value error, ")
+    # A message that names the thing itself ("unknown target 'x'") needs no name before it.
+    return f"{where}: {message}" if message.startswith("unknown") or not name else f"{where}: {name}: {message}"
 
 
 def load_recipe_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -140,12 +143,13 @@ def load_recipe_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         LeptoError: The file is missing, no YAML, or no mapping.
     """
     from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     if not path.is_file():
         raise LeptoError(f"recipe {path} does not exist")
     try:
-        loaded = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+        loaded: Any = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
@@ -154,13 +158,15 @@ def load_recipe_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise LeptoError(f"{path}: no valid YAML: {error}") from error
     if loaded is None:
         raise LeptoError(f"{path} is empty: it needs at least 'model: …' (lepto recipe schema shows all keys)")
-    if not isinstance(loaded, dict):
+    if not isinstance(loaded, CommentedMap):
         raise LeptoError(f"{path} must hold a mapping of names to values, got {type(loaded).__name__}")
     lines: dict[str, str] = {}
     values: dict[str, Any] = {}
     for key in loaded:
         line, column = loaded.lc.key(key)
         plain = str(key).replace("-", "_")
+        if plain in values:
+            raise LeptoError(f"{path}, line {line + 1}, column {column + 1}: {plain!r} stands twice")
         lines[plain] = f", line {line + 1}, column {column + 1}"
         value = loaded[key]
         values[plain] = [str(item) for item in value] if isinstance(value, list) else value

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 from google.protobuf.message import DecodeError
-from lepto.runtime.errors import LeptoError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from lepto.runtime.errors import LeptoError
 
 
 def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
@@ -48,9 +49,15 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise LeptoError(f"{path} is no ONNX model, or it was cut off ({path.stat().st_size:,} bytes)") from error
     if not model.graph.node:
         raise LeptoError(f"{path} is no ONNX model: it has no nodes ({path.stat().st_size:,} bytes)")
-    for tensor in _tensors(model.graph):
+    for tensor in _all_tensors(model):
         if uses_external_data(tensor):
-            _check_external(path, tensor.name, ExternalDataInfo(tensor))
+            try:
+                info = ExternalDataInfo(tensor)
+            except ValueError as error:
+                raise LeptoError(
+                    f"{path}: where the weights of {tensor.name!r} lie is not readable: {error}"
+                ) from error
+            _check_external(path, tensor.name, info)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
@@ -84,19 +91,34 @@ def _check_external(model: Path, tensor: str, info: ExternalDataInfo) -> None:
             f"{where}, which is a hard link ({stat.st_nlink} names): put a copy of the file into the folder"
         )
     end = (info.offset or 0) + (info.length or 0)
-    if end > stat.st_size:
+    if min(info.offset or 0, info.length or 0) < 0 or end > stat.st_size:
         raise LeptoError(f"{where} up to byte {end:,}, but the file has only {stat.st_size:,} bytes: it was cut off")
+
+
+def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from _tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+    for training in model.training_info:
+        yield from _tensors(training.initialization)
+        yield from _tensors(training.algorithm)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
-    for node in graph.node:
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
             if attribute.HasField("g"):
                 yield from _tensors(attribute.g)
             for inner in attribute.graphs:

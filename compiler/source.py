@@ -6,6 +6,7 @@ first called, so that a compile whose every step is cached never loads them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
 from lepto.compiler.context import Feed
-from lepto.compiler.data import call_factory
+from lepto.compiler.data import call_factory, first_line
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.safety import load_onnx
 from lepto.runtime.errors import LeptoError
@@ -110,9 +112,15 @@ class Source:
         torch.set_num_threads(threads)
 
         def run(feed: Feed) -> npt.NDArray[np.float32]:
-            with torch.inference_mode():
-                output = module(**{name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in feed.items()})
-            return first_output(output).float().numpy()
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
+            try:
+                with torch.inference_mode():
+                    output = module(**tensors)
+            except Exception as error:  # whatever the model's code raises
+                shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+                raise LeptoError(f"{self.description} cannot run {shapes}: {first_line(error)}") from error
+            array: npt.NDArray[np.float32] = first_output(output).float().numpy()
+            return array
 
         return run
 
@@ -129,6 +137,13 @@ def first_output(output: Any) -> torch.Tensor:
         else:
             raise LeptoError(f"the model returned {type(output).__name__}, and its first output is no tensor")
     return output
+
+
+def text_digest(text: Text | None) -> bytes:
+    """Digest of everything that decides what a text becomes."""
+    if text is None:
+        return b""
+    return hashlib.sha256((text.tokenizer + text.preprocessing.model_dumpread_json()).encode()).digest()
 
 
 def open_source(reference: str, task: str | None = None) -> Source:
@@ -185,13 +200,15 @@ def _open_onnx(path: Path, task: str | None) -> Source:
         axes[value.name][0] = "batch"
         shape = [2 if i == 0 else 8 if i in axes[value.name] else d.dim_value for i, d in enumerate(dims)]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        array = rng.standard_normal(shape) if np.issubdtype(dtype, np.floating) else np.ones(shape)
+        # Ones are valid as ids and as masks; the second kind of token is something that not every model has.
+        whole = np.zeros(shape) if value.name == "token_type_ids" else np.ones(shape)
+        array = rng.standard_normal(shape) if np.issubdtype(dtype, np.floating) else whole
         example[value.name] = array.astype(dtype)
     text, labels, maximum = None, None, {}
     if (path.parent / "tokenizer.json").exists() and "input_ids" in axes:
         from lepto.compiler.huggingface import labels_of, text_of
 
-        config = _json(path.parent / "config.json")
+        config = read_json(path.parent / "config.json")
         text = text_of(path.parent, tuple(axes), config.get("max_position_embeddings"))
         labels = labels_of(config)
         maximum = {axes["input_ids"].get(1, "sequence"): text.preprocessing.max_length}
@@ -207,7 +224,7 @@ def _open_onnx(path: Path, task: str | None) -> Source:
         description=f"ONNX file {path.name} by {proto.producer_name or 'unknown producer'}",
         architecture=proto.producer_name or "ONNX",
         task=task,
-        digest=hashlib.sha256(model.data + (text.tokenizer if text else "").encode()).hexdigest(),
+        digest=hashlib.sha256(model.data + text_digest(text) + repr(labels).encode()).hexdigest(),
         parameters=sum(int(np.prod(tensor.dims)) for tensor in weights),
         bytes=model.bytes,
         labels=labels,
@@ -219,7 +236,8 @@ def _open_onnx(path: Path, task: str | None) -> Source:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is no file."""
     import json
 
     if not path.exists():
@@ -256,7 +274,10 @@ def _open_factory(reference: str, task: str | None) -> Source:
             raise LeptoError(f"{reference}: dynamic_axes names {name!r}, which is no input (inputs: {', '.join(axes)})")
         axes[name].update({int(axis): str(label) for axis, label in dict(named).items() if int(axis) != 0})
     state = module.state_dict()
+    _check_arguments(reference, module, list(example))
     digest = hashlib.sha256(repr(module).encode())
+    digest.update(repr([(n, a.dtype, a.shape, axes[n]) for n, a in example.items()]).encode())
+    _digest_code(digest, module)
     for name in sorted(state):
         digest.update(name.encode())
         digest.update(state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -277,3 +298,30 @@ def _open_factory(reference: str, task: str | None) -> Source:
         example=example,
         load_module=lambda: module,
     )
+
+
+def _check_arguments(reference: str, module: torch.nn.Module, names: list[str]) -> None:
+    import inspect
+
+    try:
+        inspect.signature(module.forward).bind(**dict.fromkeys(names))
+    except TypeError as error:
+        raise LeptoError(
+            f"{reference}: the inputs must be named like the arguments of {type(module).__name__}.forward, "
+            f"got {', '.join(names)}: {error}"
+        ) from error
+
+
+def _digest_code(digest: hashlib._Hash, module: torch.nn.Module) -> None:
+    """Add what a module computes beyond its weights: the files that define its classes, and its plain attributes."""
+    import inspect
+
+    files = set()
+    for name, child in module.named_modules():
+        if not type(child).__module__.startswith("torch."):
+            with contextlib.suppress(TypeError, OSError):  # made at run time: there is no file
+                files.add(inspect.getfile(type(child)))
+        plain = {k: v for k, v in vars(child).items() if isinstance(v, bool | int | float | str | tuple | None)}
+        digest.update(repr((name, sorted(plain.items()))).encode())
+    for file in sorted(files):
+        digest.update(Path(file).read_bytes())

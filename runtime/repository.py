@@ -6,7 +6,8 @@ its folder. Whatever instant a crash hits, the repository serves the old version
 behind is swept by the next publish. A version folder is never overwritten.
 
 For a text package the order is: the new version's folders; the configurations of ``NAME.tokenizer`` and ``NAME.model``
-with the old and the new version; the ensemble's (the commit); the first two again with the new version only.
+with the old and the new version; the ensemble's (the commit). The first two keep both versions: whoever loads the
+ensemble makes Triton read them again, and it must not unload the old steps while the old ensemble still uses them.
 """
 
 from __future__ import annotations
@@ -312,12 +313,13 @@ def _stage_change(
     Returns:
         The staged files in the order in which they are moved, each with the model whose ``config.pbtxt`` it becomes.
     """
-    both = _configs(target, manifest, labels, keep=current.manifest())
-    after = _configs(target, manifest, labels)
+    configs = _configs(target, manifest, labels, keep=current.manifest())
     plan = [
-        *((part, triton_config.set_versions(both[part], [current.version, target.version])) for part in target.parts),
-        (target.name, after[target.name]),
-        *((part, after[part]) for part in target.parts),
+        *(
+            (part, triton_config.set_versions(configs[part], [current.version, target.version]))
+            for part in target.parts
+        ),
+        (target.name, configs[target.name]),
     ]
     folder = _new_folder(stage / "configs")
     changes = []

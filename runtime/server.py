@@ -216,7 +216,11 @@ class Server:
             self._check(model, self._manifests[model.name])
         self._served = {model.name: model for model in models}
         self._failed.clear()
-        self._draining.clear()
+        self._draining = {
+            model.name: _Draining(0.0, frozenset(), self._only_production(model)) for model in models if model.parts
+        }
+        # The configurations of an ensemble's steps name the version before as well.
+        self._let_go()
 
     def _check(self, model: Published, manifest: Manifest) -> None:
         """Believe that a version is served when it says so and has answered once."""
@@ -299,10 +303,7 @@ class Server:
         another configuration before.
         """
         control = self._control()
-        configs = {
-            name: triton_config.parse((self._repository / name / CONFIG).read_text(encoding="utf-8"), source=name)
-            for name in model.models
-        }
+        configs = {name: self._read_config(name) for name in model.models}
         draining = self._draining.pop(model.name, None)
         versions = {
             model.version,
@@ -315,8 +316,15 @@ class Server:
         if model.parts and old is not None:
             # Requests that are on their way through the old ensemble look its steps up one by one.
             due = time.monotonic() + self._drain_s
-            after = {part: triton_config.set_versions(configs[part], [model.version]) for part in model.parts}
-            self._draining[model.name] = _Draining(due, frozenset(versions), after)
+            self._draining[model.name] = _Draining(due, frozenset(versions), self._only_production(model))
+
+    def _only_production(self, model: Published) -> dict[str, Any]:
+        """The configurations of an ensemble's steps with no version but the one in production."""
+        return {part: triton_config.set_versions(self._read_config(part), [model.version]) for part in model.parts}
+
+    def _read_config(self, name: str) -> Any:
+        path = self._repository / name / CONFIG
+        return triton_config.parse(path.read_text(encoding="utf-8"), source=str(path))
 
     def _let_go(self) -> None:
         """Unload old steps that no request can be on its way to any more."""

@@ -90,20 +90,7 @@ def train(
         "workload train",
         {"workload": name.value, "out": out, "epochs": schedule.epochs, "threads": threads, "seed": seed},
     )
-    with output.progress() as bar:
-        task = bar.add_task("training", total=None)
-        result = intents.train(
-            out,
-            schedule,
-            threads=threads,
-            found=lambda weights: output.print(escape(f"weights from {weights.source}")),
-            progress=lambda done, steps, words: bar.update(
-                task, completed=done, total=steps, description=f"training {words}".rstrip()
-            ),
-        )
-    output.print(
-        f"{escape(str(out))}: {result.trained.dev_accuracy:.1%} on the held-out part, epoch {result.trained.epoch}"
-    )
+    result = intents.train(out, schedule, threads=threads, output=output)
     output.result(
         {
             "model": str(out),

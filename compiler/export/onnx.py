@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+
 from lepto.compiler.context import Feed, PassError
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import TEXT_CLASSIFICATION, Axes, Source, first_output
@@ -86,8 +87,11 @@ def proof_feeds(source: Source, typical: int) -> list[Feed]:
     feeds: list[Feed] = []
     rng = np.random.default_rng(1)
     for index, size in enumerate(sizes):
-        for batch in (1, 2, 16) if index < len(sizes) - 1 or not others else (1, 2):
-            feeds.append({name: _resize(name, a, source, batch, size, rng) for name, a in source.example.items()})
+        batches = (1, 2, 16) if index < len(sizes) - 1 or not others else (1, 2)
+        feeds.extend(
+            {name: _resize(name, a, source, batch, size, rng) for name, a in source.example.items()}
+            for batch in batches
+        )
     return feeds
 
 
@@ -240,7 +244,7 @@ def _layer(node: onnx.NodeProto) -> str:
     """The PyTorch module that a node was traced from."""
     for prop in node.metadata_props:
         if prop.key == "layer":
-            return prop.value
+            return str(prop.value)
         if prop.key == "pkg.torch.onnx.name_scopes":
             with contextlib.suppress(ValueError, SyntaxError):
                 scopes = ast.literal_eval(prop.value)
@@ -251,6 +255,7 @@ def _layer(node: onnx.NodeProto) -> str:
 def first_layer_apart(source: Source, model: OnnxModel, feeds: Sequence[Feed], threads: int) -> str:
     """Name the first PyTorch module whose output differs from that of the nodes that were traced from it."""
     import torch
+
     from lepto.compiler.verify import _expose, _float_tensors
 
     last: dict[str, str] = {}

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
 from lepto.compiler.context import Context, Left, PassError
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import running_operators
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 _QUANTIZED = ("MatMul", "Gemm", "Attention", "Gather")
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
+
 from lepto.compiler.context import Context, Feed, Left, PassError
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.fusions import graph as g
@@ -108,7 +109,8 @@ def _with_constants(model: OnnxModel, ranges: Mapping[str, tuple[float, float]])
     graph = loaded.graph
     for node in [node for node in graph if node.op_type == "DynamicQuantizeLinear"]:
         source = node.inputs[0]
-        assert source is not None and source.name is not None
+        assert source is not None
+        assert source.name is not None
         scale, zero = quantization_parameters(*ranges[source.name])
         quantized, old_scale, old_zero = node.outputs
         stem = f"{source.name}.calibrated"

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
+
 from lepto.compiler.statistics import (
     bootstrap_interval,
     hodges_lehmann,
@@ -20,7 +22,6 @@ from lepto.compiler.statistics import (
     wilcoxon_greater,
     wilson_interval,
 )
-from scipy import stats
 
 
 @st.composite

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from lepto.benchmarks.training import Examples, Progress, Schedule, Trained, fine_tune
+from rich.markup import escape
+
+from lepto.benchmarks.training import Examples, Schedule, Trained, fine_tune
 from lepto.benchmarks.weights import Weights, find
 from lepto.benchmarks.workloads.shop_intents.grammar import SPLITS, Split
+from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
 
 NAME: Final = "shop_intents"
@@ -71,30 +73,33 @@ def copy_data(folder: Path) -> list[Path]:
     return copies
 
 
-def train(
-    folder: Path,
-    schedule: Schedule = SCHEDULE,
-    *,
-    threads: int | None = None,
-    found: Callable[[Weights], None] | None = None,
-    progress: Progress | None = None,
-) -> Result:
+def train(folder: Path, schedule: Schedule = SCHEDULE, *, threads: int | None = None, output: Output) -> Result:
     """Fine-tune all-MiniLM-L6-v2 on the workload.
 
     Args:
         folder: Where the model is saved; must not exist or be empty.
         schedule: How long and how fast.
         threads: Of torch; its own choice unless given.
-        found: Told where the pretrained weights came from, before training begins.
-        progress: Told after every step.
+        output: Shows where the weights came from, a progress bar, and every epoch.
 
     Raises:
         LeptoError: No source has the pinned weights, or the folder is not empty.
     """
     weights = find()
-    if found is not None:
-        found(weights)
-    trained = fine_tune(
-        weights.folder, examples("train"), examples("dev"), folder, schedule, threads=threads, progress=progress
-    )
+    output.print(f"weights from {escape(weights.source)}")
+    with output.progress() as bar:
+        task = bar.add_task("training", total=None)
+        said = ""
+
+        def show(done: int, steps: int, words: str) -> None:
+            nonlocal said
+            bar.update(task, completed=done, total=steps)
+            if words != said:
+                said = words
+                output.print(f"  {words}")  # also where there is no terminal for the bar
+
+        trained = fine_tune(
+            weights.folder, examples("train"), examples("dev"), folder, schedule, threads=threads, progress=show
+        )
+    output.print(f"{trained.dev_accuracy:.1%} on the held-out sentences (epoch {trained.epoch} kept)")
     return Result(weights, trained)

@@ -12,12 +12,14 @@ are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
+
 from lepto.compiler.passes.fusions import graph as g
 
 
@@ -185,7 +187,7 @@ def _rewrite(graph: ir.Graph, match: _Match, mask_index: ir.Value | None) -> Non
     weight = np.concatenate([a for a in arrays[:3] if a is not None], axis=1)
     bias = np.concatenate([a for a in arrays[3:] if a is not None])
     stem = (match.biases[0].name or "attention").removesuffix(".bias").removesuffix(".query")
-    attributes: dict[str, int | float | str | list[int]] = {"num_heads": match.heads}
+    attributes: dict[str, int | float | str | Sequence[int]] = {"num_heads": match.heads}
     head_size = weight.shape[1] // 3 // match.heads
     if not np.isclose(match.scale, head_size**-0.5, rtol=1e-6):
         attributes["scale"] = float(match.scale)
@@ -207,14 +209,20 @@ def _why_not_key_padding(model: ir.Model, mask: ir.Value) -> str | None:
     names = [value.name or "" for value in model.graph.inputs]
     if "attention_mask" not in names:
         return "there is a mask, but no input attention_mask"
-    proto = ir.to_proto(model)
-    nodes = _ancestors(proto.graph, mask.name or "")
+    try:
+        return _run_masks(ir.to_proto(model), mask.name or "")
+    except Exception as error:  # onnxruntime has no common base class; a mask that cannot be run is not understood
+        return f"the mask could not be run by itself ({str(error).splitlines()[0][:120]})"
+
+
+def _run_masks(proto: onnx.ModelProto, name: str) -> str | None:
+    nodes = _ancestors(proto.graph, name)
     read = {name for node in nodes for name in node.input}
     graph = onnx.helper.make_graph(
         nodes,
         "mask",
         [value for value in proto.graph.input if value.name in read],
-        [onnx.helper.make_tensor_value_info(mask.name, onnx.TensorProto.FLOAT, None)],
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)],
         [tensor for tensor in proto.graph.initializer if tensor.name in read],
     )
     small = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)

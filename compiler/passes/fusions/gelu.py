@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import onnx_ir as ir
+
 from lepto.compiler.passes.fusions import graph as g
 
 
@@ -52,7 +53,7 @@ def _bias(add: ir.Node) -> list[ir.Value] | None:
 
 
 def _match(erf: ir.Node) -> tuple[ir.Value, ir.Value, set[ir.Node]] | None:
-    """From the Erf to its argument before the division, to the product at the end, and the nodes that read the first."""
+    """From the Erf to its argument x before the division, to the product at the end, and the nodes that read x."""
     inner = erf.inputs[0]
     scale = None if inner is None else inner.producer()
     if scale is None or scale.inputs[0] is None or len(scale.inputs) != 2:

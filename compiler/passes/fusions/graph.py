@@ -90,7 +90,8 @@ def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) 
     while unique in graph.initializers:
         unique, count = f"{name}_{count}", count + 1
     tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=unique)
-    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    shape = ir.Shape(array.shape)
+    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value
 

@@ -17,15 +17,17 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
 from lepto.compiler.passes.fusions import graph as g
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[np.generic]
 
 
 def centre(array: Array) -> Array:
     """Subtract the mean over the last axis, computed in float64; shape and dtype stay."""
     wide = array.astype(np.float64)
-    return (wide - wide.mean(axis=-1, keepdims=True)).astype(array.dtype)
+    centred: Array = (wide - wide.mean(axis=-1, keepdims=True)).astype(array.dtype)
+    return centred
 
 
 def fuse_normalization(model: ir.Model) -> tuple[int, list[str]]:
@@ -60,6 +62,8 @@ def _fuse(graph: ir.Graph, norm: ir.Node) -> str | None:
     add = g.producer(x, "Add")
     if add is None or x is None or g.only_user(x) is not norm:
         return "its input is no sum that it alone reads"
+    if (why := _shapes_do_not_fit(x, add)) is not None:
+        return why
     centrings = [_centring(graph, value, add) for value in add.inputs]
     if centrings[0] is None and centrings[1] is None:
         return "neither operand can be centred at compile time"
@@ -85,6 +89,20 @@ def _fuse(graph: ir.Graph, norm: ir.Node) -> str | None:
     if beta is not None:
         normalized = g.insert(graph, norm, "Add", [normalized, beta], like=out)
     g.replace(out, normalized)
+    return None
+
+
+def _shapes_do_not_fit(x: ir.Value, add: ir.Node) -> str | None:
+    """SkipSimplifiedLayerNormalization takes [B, S, K] or [N, K], and beside it only the same or [1, S, K]."""
+    if x.shape is None or any(value is None or value.shape is None for value in add.inputs):
+        return "the shapes of its operands are not known"
+    if len(x.shape) not in (2, 3):
+        return f"it has {len(x.shape)} axes, not [B, S, K] or [N, K]"
+    shapes = [value.shape for value in add.inputs if value is not None and value.shape is not None]
+    whole = [shape == x.shape for shape in shapes]
+    row = [len(shape) == 3 == len(x.shape) and shape[0] == 1 and shape[1:] == x.shape[1:] for shape in shapes]
+    if not any(whole) or not all(a or b for a, b in zip(whole, row, strict=True)):
+        return f"its operands {' and '.join(map(str, shapes))} are broadcast to {x.shape}"
     return None
 
 
@@ -152,7 +170,8 @@ def _mark(value: ir.Value) -> None:
 def _swap(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:
     """Let one node read the centred copy of a constant; other readers keep the original."""
     array = g.constant(value)
-    assert value is not None and array is not None
+    assert value is not None
+    assert array is not None
     centred = g.add_initializer(graph, f"{value.name}.centred", centre(array))
     for index, read in enumerate(node.inputs):
         if read is value:

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from lepto.benchmarks.workloads.shop_intents import grammar
 from lepto.benchmarks.workloads.shop_intents.grammar import SPLITS, Split, normalise
 from lepto.benchmarks.workloads.shop_intents.templates import TEMPLATES
