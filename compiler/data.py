@@ -220,8 +220,11 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:  # an installed pyarrow, too, refuses a numpy that is too old for it
+        raise LeptoError(f"{path}: Parquet files need pyarrow, which cannot be used here: {error}") from error
 
     try:
         names = pyarrow.parquet.read_schema(path).names
@@ -234,7 +237,13 @@ def _parquet(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
 
 
 def _dataset_rows(reference: str, split: str) -> Iterator[Row]:
-    import datasets
+    try:
+        import datasets
+    except ImportError as error:
+        raise LeptoError(
+            f"{reference!r} is no file here, and data sets need the package datasets, which cannot be used here: "
+            f"{first_line(error)}. Give a {_READERS} file or package.module:factory"
+        ) from error
 
     name, _, config = reference.partition(":")
     try:

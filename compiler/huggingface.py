@@ -37,8 +37,8 @@ def open_huggingface(reference: str, task: str | None) -> Source:
     config_file = folder / "config.json"
     if not config_file.exists():
         raise LeptoError(
-            f"{folder} is no model: it has no config.json. Give the folder that save_pretrained() wrote, an .onnx file, "
-            "or package.module:factory"
+            f"{folder} is no model: it has no config.json. Give the folder that save_pretrained() wrote, "
+            "an .onnx file, or package.module:factory"
         )
     raw = read_json(config_file)
     weights = _weight_files(folder)

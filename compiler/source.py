@@ -143,7 +143,7 @@ def text_digest(text: Text | None) -> bytes:
     """Digest of everything that decides what a text becomes."""
     if text is None:
         return b""
-    return hashlib.sha256((text.tokenizer + text.preprocessing.model_dumpread_json()).encode()).digest()
+    return hashlib.sha256((text.tokenizer + text.preprocessing.model_dump_json()).encode()).digest()
 
 
 def open_source(reference: str, task: str | None = None) -> Source:

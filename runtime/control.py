@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from google.protobuf import json_format  # type: ignore[import-untyped]  # protobuf ships no types
-from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped]  # nor does tritonclient
+from google.protobuf import json_format
+from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped]  # ships no types
 
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Manifest

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from google.protobuf import text_format  # type: ignore[import-untyped]  # protobuf ships no types
-from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # nor does tritonclient
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # ships no types
 from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped]
 
 from lepto.runtime.errors import LeptoError

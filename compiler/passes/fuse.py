@@ -11,11 +11,12 @@ from lepto.compiler.passes.fusions import graph as g
 from lepto.compiler.passes.fusions.attention import fuse_attention
 from lepto.compiler.passes.fusions.gelu import fuse_gelu
 from lepto.compiler.passes.fusions.normalization import fuse_normalization
+from lepto.compiler.passes.fusions.rows import select_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Fuse:
-    """Replace attention, residual normalization and GELU, as exporters write them out, by fused operators.
+    """Replace attention, residual normalization and GELU by fused operators, and compute only the rows that are read.
 
     Fusions break silently whenever an exporter changes (onnxruntime issues 22629, 23864), so the pass counts: what it
     fused must stand in the result, and where the architecture is known to have attention, all of it must be fused.
@@ -24,6 +25,7 @@ class Fuse:
         attention: Fuse self-attention into ``com.microsoft::Attention``.
         normalization: Fuse residual layer normalization into ``com.microsoft::SkipSimplifiedLayerNormalization``.
         gelu: Fuse GELU into ``com.microsoft::BiasGelu``.
+        rows: Where the head reads one position, compute what follows the last attention for that position alone.
     """
 
     name: ClassVar[str] = "fuse"
@@ -32,6 +34,7 @@ class Fuse:
     attention: bool = True
     normalization: bool = True
     gelu: bool = True
+    rows: bool = True
 
     def __call__(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Return the fused model.
@@ -56,6 +59,12 @@ class Fuse:
             wanted[operators] = count
             if count or reasons:
                 notes.append(f"{count} x {name}" + (f", {len(reasons)} left ({reasons[0]})" if reasons else ""))
+        g.finish(graph)  # what the fusions left behind would still count as readers
+        if self.rows:
+            moved, reasons = select_rows(graph)
+            fused += moved
+            if moved or reasons:
+                notes.append(f"{moved} nodes for the row that is read" + (f" ({reasons[0]})" if reasons else ""))
         if not fused:
             raise Left("nothing to fuse: no attention, residual normalization or GELU was found" + _tail(notes))
         g.finish(graph)

@@ -23,6 +23,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from lepto.compiler import evaluate
 from lepto.runtime import cli
 
 LABELS = ("track order", "cancel order", "get refund")
@@ -80,7 +81,8 @@ def train(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, rows: Sequ
     batch = tokenizer([text for text, _ in rows], padding=True, return_tensors="pt")
     names = ("input_ids", "attention_mask")
     labels = torch.tensor([LABELS.index(label) for _, label in rows])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    torch.set_num_threads(1)
     model.train()
     for _ in range(40):
         loss = model(**{name: batch[name] for name in names}, labels=labels).loss
@@ -181,8 +183,13 @@ def other_architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 @pytest.fixture(autouse=True)
 def cache_folder(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """All tests share one cache, so that the export is done once; a test that counts work takes its own."""
+    """All tests share one cache, so that the export is done once; a test that counts work takes its own.
+
+    Comparisons of speed are short here: what they find on a toy is of no interest.
+    """
     monkeypatch.setenv("LEPTO_CACHE", str(toy.cache))
+    monkeypatch.setattr(evaluate, "BLOCKS", 6)
+    monkeypatch.setattr(evaluate, "PER_BLOCK", 6)
     return toy.cache
 
 

@@ -73,8 +73,12 @@ def test_a_broken_recipe_names_line_and_column(tmp_path: Path, text: str, said: 
     file = tmp_path / "r.yaml"
     file.write_text(text)
     with pytest.raises(LeptoError, match=said):
-        values, lines = load_recipe_values(file)
-        make_recipe(values, origin=str(file), lines=lines)
+        read(file)
+
+
+def read(file: Path) -> Recipe:
+    values, lines = load_recipe_values(file)
+    return make_recipe(values, origin=str(file), lines=lines)
 
 
 def test_a_recipe_that_is_not_there_or_no_text(tmp_path: Path) -> None:

@@ -100,10 +100,17 @@ def _shapes_do_not_fit(x: ir.Value, add: ir.Node) -> str | None:
         return f"it has {len(x.shape)} axes, not [B, S, K] or [N, K]"
     shapes = [value.shape for value in add.inputs if value is not None and value.shape is not None]
     whole = [shape == x.shape for shape in shapes]
-    row = [len(shape) == 3 == len(x.shape) and shape[0] == 1 and shape[1:] == x.shape[1:] for shape in shapes]
+    row = [len(x.shape) == 3 and _is_row_of(shape, x.shape) for shape in shapes]
     if not any(whole) or not all(a or b for a, b in zip(whole, row, strict=True)):
         return f"its operands {' and '.join(map(str, shapes))} are broadcast to {x.shape}"
     return None
+
+
+def _is_row_of(shape: ir.Shape, whole: ir.Shape) -> bool:
+    """Whether a shape is [1, S, K]; exporters may name S otherwise there, as in ``Min(512, sequence)``."""
+    if len(shape) != 3 or shape[0] != 1 or shape[2] != whole[2]:
+        return False
+    return shape[1] == whole[1] or not isinstance(shape[1], int)
 
 
 def _static_first_dimension(value: ir.Value | None) -> bool:

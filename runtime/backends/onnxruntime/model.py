@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]  # ships no types
+import onnxruntime as ort
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # exists only inside Triton's stub
 
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -1,0 +1,73 @@
+"""Models and data as a user's own module gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class Cnn(nn.Module):
+    labels = ("dark", "light", "striped")
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(pixels).flatten(1))
+
+
+def mlp() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    return Mlp(), {"x": torch.randn(1, 16, generator=torch.Generator().manual_seed(1))}
+
+
+def cnn() -> tuple[nn.Module, dict[str, torch.Tensor], dict[str, dict[int, str]]]:
+    size = {"pixels": {2: "height", 3: "width"}}
+    return Cnn(), {"pixels": torch.rand(2, 1, 12, 10, generator=torch.Generator().manual_seed(1))}, size
+
+
+def mlp_data() -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    x = np.random.default_rng(0).standard_normal((80, 16)).astype(np.float32)
+    with torch.inference_mode():
+        return {"x": x}, Mlp()(torch.from_numpy(x)).argmax(1).numpy()
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    yield {"text": "cancel it", "label": "cancel order"}
+    yield {"text": "", "label": 0}
+
+
+def wrong_name() -> Any:
+    return Mlp(), {"y": torch.zeros(2, 16)}
+
+
+def wrong_shape() -> Any:
+    return Mlp(), {"x": torch.zeros(2, 15)}
+
+
+def not_a_pair() -> Any:
+    return Mlp()
+
+
+def numbers() -> Any:
+    return [1, 2]
+
+
+def fails() -> Any:
+    raise ZeroDivisionError("on purpose")
