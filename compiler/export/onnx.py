@@ -21,6 +21,7 @@ from lepto.compiler.context import Feed, PassError
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import TEXT_CLASSIFICATION, Axes, Source, first_output
 from lepto.compiler.verify import Parity, parity, runner
+from lepto.runtime.errors import LeptoError
 
 OPSET = 18
 """The lowest opset that torch's exporter writes; the written-out attention of it is what the fusions know."""
@@ -84,6 +85,10 @@ def proof_feeds(source: Source, typical: int) -> list[Feed]:
     if others:
         largest = {name: source.maximum.get(name, 4 * typical) for name in others}
         sizes = [dict.fromkeys(others, 1), {n: min(typical, largest[n]) for n in others}, largest]
+        if source.text is None:
+            # A convolution cannot take a size of one; what is known to work is the size of the example.
+            own = {name: source.example[i].shape[a] for i, axes in source.axes.items() for a, name in axes.items() if a}
+            sizes = [own, {n: s + (s + 1) // 2 for n, s in own.items()}, {n: 2 * s for n, s in own.items()}]
     feeds: list[Feed] = []
     rng = np.random.default_rng(1)
     for index, size in enumerate(sizes):
@@ -126,8 +131,11 @@ def _export(source: Source) -> tuple[onnx.ModelProto, str, str]:
     module = source.module()
     kwargs = {name: torch.from_numpy(np.array(array)) for name, array in source.example.items()}
     shapes = {name: dict(axes) for name, axes in source.axes.items()}
-    with torch.inference_mode():
-        expected = module(**kwargs)
+    try:
+        with torch.inference_mode():
+            expected = module(**kwargs)
+    except Exception as error:  # whatever the model's code raises
+        raise LeptoError(f"{source.description} cannot run its own example inputs: {_reason(error)}") from error
     names = _output_names(expected, source)
     with _quiet(), tempfile.TemporaryDirectory(prefix="lepto-") as folder:
         path = Path(folder) / "model.onnx"
@@ -221,9 +229,11 @@ def _add_scores(proto: onnx.ModelProto, labels: int) -> None:
         shape = [d.dim_param or d.dim_value for d in dims]
         raise PassError(f"a classifier of {labels} labels must give logits [batch, {labels}], got {shape}")
     dims[1].dim_value = labels
-    if any(value.name == "scores" for value in graph.output):
-        return
-    graph.node.append(onnx.helper.make_node("Softmax", ["logits"], ["scores"], name="scores", axis=-1))
+    made = next((node for node in graph.node if "scores" in node.output), None)
+    if made is None:
+        graph.node.append(onnx.helper.make_node("Softmax", ["logits"], ["scores"], name="lepto.scores", axis=-1))
+    elif made.op_type != "Softmax" or list(made.input) != ["logits"]:
+        raise PassError("the graph has a tensor 'scores' that is not the softmax of its first output: rename it")
     graph.output.append(onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["batch", labels]))
 
 
@@ -268,7 +278,8 @@ def first_layer_apart(source: Source, model: OnnxModel, feeds: Sequence[Feed], t
     seen: dict[str, npt.NDArray[np.float32]] = {}
     hooks = []
     for name, child in module.named_modules():
-        if name in last:
+        # What a module without children computes ends in its output; others may go on after the last node of their own.
+        if name in last and not any(child.children()):
 
             def keep(_: torch.nn.Module, __: Any, output: Any, name: str = name) -> None:
                 with contextlib.suppress(Exception):

@@ -23,7 +23,8 @@ def quantization_parameters(low: float, high: float) -> tuple[np.float32, np.uin
     ONNX operator ``DynamicQuantizeLinear`` (opset 11) gives the formula; here the range is known beforehand.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32((high - low) / 255) if high > low else np.float32(1)
+    # A range of denormals has a scale that rounds to zero.
+    scale = np.float32(max((high - low) / 255, float(np.finfo(np.float32).tiny))) if high > low else np.float32(1)
     return scale, np.uint8(np.clip(np.round(-low / scale), 0, 255))
 
 
@@ -67,7 +68,8 @@ class QuantizeStatic:
         rng = np.random.default_rng(context.seed)
         count = min(self.samples, len(context.calibration))
         chosen = sorted(rng.choice(len(context.calibration), count, replace=False))
-        made = {output for node in model.proto().graph.node for output in node.output}
+        graph = model.proto().graph
+        made = {output for node in graph.node for output in node.output} | {value.name for value in graph.input}
         if missing := [name for name in names if name not in made]:
             raise PassError(f"calibration: the float graph has no tensor {missing[0]!r}")
         ranges = _min_max(model, names, [context.calibration[i] for i in chosen])

@@ -73,7 +73,7 @@ def test_the_digest_is_of_the_samples(tmp_path: Path) -> None:
         ("text,label\nx,\n", "the label ''"),
         ("text,label\na,b,cancel order\n", "more cells than the header"),
         ("text,text,label\na,b,cancel order\n", "names the column 'text' twice"),
-        ('text,label\n"never closed,cancel order\n', "line 2: unexpected end of data"),
+        ('text,label\n"never closed,cancel order\n', "unexpected end of data"),
     ],
 )
 def test_a_csv_that_does_not_fit_says_where(tmp_path: Path, content: str, said: str) -> None:

@@ -217,6 +217,8 @@ def _why_not_key_padding(model: ir.Model, mask: ir.Value) -> str | None:
 
 def _run_masks(proto: onnx.ModelProto, name: str) -> str | None:
     nodes = _ancestors(proto.graph, name)
+    if not nodes:
+        return "the mask is more than padding of keys (a constant or an input)"
     read = {name for node in nodes for name in node.input}
     graph = onnx.helper.make_graph(
         nodes,
