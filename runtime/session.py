@@ -15,7 +15,7 @@ from lepto.runtime.onnxfile import check_single_file
 from lepto.runtime.package import Package, check_tensors, open_package
 
 if TYPE_CHECKING:
-    import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+    import onnxruntime
 
 _ERRORS_ONLY = 3
 # ONNX Runtime's names of element types where they are not NumPy's.
