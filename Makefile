@@ -35,8 +35,8 @@ lint: install  ## check style and types
 wheel: install  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist .
 
-bench: install  ## measure a compiled model against its source, see benchmarks/
-	$(BIN)/lepto bench --help
+bench: install  ## compile a real model, time it and store the result in benchmarks/baselines/
+	$(BIN)/python -m lepto.benchmarks.road
 
 clean:  ## remove what was built, but no model repository
 	rm -rf $(VENV) build dist *.egg-info
