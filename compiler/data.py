@@ -226,9 +226,10 @@ def _parquet(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
     except ImportError as error:  # an installed pyarrow, too, refuses a numpy that is too old for it
         raise LeptoError(f"{path}: Parquet files need pyarrow, which cannot be used here: {error}") from error
 
+    parquet: Any = pyarrow.parquet  # only some releases are typed
     try:
-        names = pyarrow.parquet.read_schema(path).names
-        table = pyarrow.parquet.read_table(path, columns=[name for name in names if name in columns] or None)
+        names = parquet.read_schema(path).names
+        table = parquet.read_table(path, columns=[name for name in names if name in columns] or None)
     except pyarrow.ArrowInvalid as error:
         raise LeptoError(f"{path} is no whole Parquet file: {error}") from error
     others = {name: None for name in names if name not in columns}
