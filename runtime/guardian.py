@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,32 +120,36 @@ class Guardian:
         self._clear()
 
     def _clear(self) -> None:
-        """Kill everything in this session but the guardian, and remove the server's shared memory."""
-        deadline = time.monotonic() + 5.0
-        while (left := _session_members()) and time.monotonic() < deadline:
-            for pid in left:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.01)
-            self._reap()
-        for segment in _SHARED_MEMORY.glob(self._order["shared_memory_prefix"] + "*"):
-            segment.unlink(missing_ok=True)
+        clear(os.getsid(0), self._order["shared_memory_prefix"], after_each=self._reap)
 
 
-def _session_members() -> list[int]:
-    """Processes of this session, without this one: the server and all that it started."""
+def clear(session: int, shared_memory_prefix: str, *, after_each: Callable[[], object] = lambda: None) -> None:
+    """Kill everything in a session but this process, and remove the server's shared memory.
+
+    Args:
+        session: The guardian's session: the server and all that it started.
+        shared_memory_prefix: How the names of the server's segments begin.
+        after_each: Called between two looks at who is left.
+    """
+    deadline = time.monotonic() + 5.0
+    while (left := _members(session)) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+        after_each()
+    for segment in _SHARED_MEMORY.glob(shared_memory_prefix + "*"):
+        segment.unlink(missing_ok=True)
+
+
+def _members(session: int) -> list[int]:
     own = os.getpid()
-    session = os.getsid(0)
     members = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != own:
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 if os.getsid(int(entry.name)) == session:
                     members.append(int(entry.name))
-            except (ProcessLookupError, PermissionError):
-                continue
     return members
 
 

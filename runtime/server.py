@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from typing import Any, Self
 from lepto.runtime import triton_config
 from lepto.runtime.control import Answer, Control
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.guardian import clear
 from lepto.runtime.manifest import Manifest
 from lepto.runtime.published import CONFIG, Published, list_models
 from lepto.runtime.tritonserver import ADDRESS, LOG, Ports, check_stub, find_installation, guardian_order
@@ -381,6 +383,7 @@ class _Incarnation:
         order = guardian_order(installation, repository, names, ports, grace_s=grace_s)
         self._control = Control(ADDRESS, ports.http)
         self._log = Path(order["folder"], LOG)
+        self._shared_memory_prefix = order["shared_memory_prefix"]
         self._grace_s = grace_s
         self._exit_code: int | None = None
         self.pid: int | None = None
@@ -438,6 +441,10 @@ class _Incarnation:
         except subprocess.TimeoutExpired:
             self._guardian.kill()
             self._guardian.wait()
+        if self._guardian.returncode != 0:
+            # It was killed, by us or by someone else, and could not clean up: the kernel ended the server with it.
+            clear(self._guardian.pid, self._shared_memory_prefix)
+            shutil.rmtree(self._log.parent, ignore_errors=True)
         if self._guardian.stdout is not None:
             self._guardian.stdout.close()
 

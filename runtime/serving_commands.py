@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -101,13 +106,45 @@ def serve(
         metrics_port=metrics_port,
         say=lambda line: output.print(escape(line)),
     )
-    with server:
+    with _remembered_signals() as asked, server:
+        if asked.is_set():
+            raise KeyboardInterrupt
         _announce(output, server)
         try:
-            while not server.wait(0.5):
+            while not asked.is_set() and not server.wait(0.5):
                 pass
         except KeyboardInterrupt:  # the way to end it, also by SIGTERM; everything is cleaned up on the way out
             output.print("stopping")
+
+
+@contextlib.contextmanager
+def _remembered_signals() -> Iterator[threading.Event]:
+    """Remember that SIGINT or SIGTERM came, besides raising.
+
+    The exception alone can be lost: Python drops one that is raised within a finalizer or a weak reference's callback,
+    and imports run for seconds here.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    for number, handler in before.items():
+        if callable(handler):  # an ignored signal stays ignored
+            signal.signal(number, remember)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            if callable(handler) and signal.getsignal(number) is remember:
+                signal.signal(number, handler)
 
 
 def infer(

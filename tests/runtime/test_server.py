@@ -396,6 +396,25 @@ def test_stopped_while_starting_nothing_is_left(
     assert leftovers(apart_from=served[0]) == set()
 
 
+@needs_server
+@pytest.mark.parametrize("then", ["stop", "restart"])
+def test_when_the_guardian_is_killed_nothing_is_left(
+    served: tuple[Server, Path, list[str]], packages: dict[str, Path], tmp_path: Path, then: str
+) -> None:
+    publish(packages["linear"], tmp_path)
+    interval_s = 60.0 if then == "stop" else 0.2
+    server = Server(tmp_path, **{**FREE, "probe_interval_s": interval_s}).start()
+    try:
+        assert server._incarnation is not None
+        first = server._incarnation._log.parent
+        server._incarnation._guardian.kill()
+        if then == "restart":
+            wait_for(lambda: server.restarts == 1 and server.pid is not None and not first.exists())
+    finally:
+        server.stop()
+    assert leftovers(apart_from=served[0]) == set()
+
+
 OWNER = """
 import sys, time
 from lepto.runtime.server import Server
