@@ -12,6 +12,7 @@ from lepto.compiler.passes.fusions.attention import fuse_attention
 from lepto.compiler.passes.fusions.gelu import fuse_gelu
 from lepto.compiler.passes.fusions.normalization import fuse_normalization
 from lepto.compiler.passes.fusions.rows import select_rows
+from lepto.compiler.passes.fusions.shift import fold_shifts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Fuse:
         normalization: Fuse residual layer normalization into ``com.microsoft::SkipSimplifiedLayerNormalization``.
         gelu: Fuse GELU into ``com.microsoft::BiasGelu``.
         rows: Where the head reads one position, compute what follows the last attention for that position alone.
+        shifts: Fold the shifts of normalizations into the biases of what reads them.
     """
 
     name: ClassVar[str] = "fuse"
@@ -35,6 +37,7 @@ class Fuse:
     normalization: bool = True
     gelu: bool = True
     rows: bool = True
+    shifts: bool = True
 
     def __call__(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Return the fused model.
@@ -65,6 +68,9 @@ class Fuse:
             fused += moved
             if moved or reasons:
                 notes.append(f"{moved} nodes for the row that is read" + (f" ({reasons[0]})" if reasons else ""))
+        if self.shifts and (folded := fold_shifts(graph)):
+            fused += folded
+            notes.append(f"{folded} shifts folded into biases")
         if not fused:
             raise Left("nothing to fuse: no attention, residual normalization or GELU was found" + _tail(notes))
         g.finish(graph)

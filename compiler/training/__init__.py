@@ -1,0 +1,1 @@
+"""Teaching a smaller model: losses, augmentation, and the loop."""

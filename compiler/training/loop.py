@@ -1,0 +1,174 @@
+"""The loop that teaches a student: plain torch, moved and stepped by accelerate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from lepto.compiler.context import PassError
+from lepto.compiler.source import first_output
+from lepto.compiler.training.losses import distillation, feature_distance
+from lepto.compiler.training.pool import IGNORED, Features, Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How a student is taught.
+
+    Attributes:
+        epochs: Passes over the pools; each epoch reads the original samples and one of the augmented copies.
+        batch_size: Samples in a step.
+        learning_rate: Peak of AdamW's learning rate.
+        warmup: Share of the steps in which the rate rises linearly; it then falls to zero along a cosine.
+        weight_decay: Of AdamW, on matrices only.
+        temperature: Of the softened distributions.
+        logits: Weight of the distance to the teacher's logits.
+        features: Weight of the distance to what the teacher's classifier reads.
+        labels: Weight of the cross-entropy to the labels.
+        train_tables: Whether embedding tables learn too.
+        seed: Of the order of the batches and of dropout.
+    """
+
+    epochs: float = 4
+    batch_size: int = 32
+    learning_rate: float = 4e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    temperature: float = 2.0
+    logits: float = 1.0
+    features: float = 1.0
+    labels: float = 0.2
+    train_tables: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("epochs", "batch_size", "learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("logits", "features", "labels", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0.0 <= self.warmup < 1.0:
+            raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Factor on the learning rate: linear warm-up, then half a cosine to zero."""
+        rising = max(1, round(self.warmup * steps))
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+
+
+def train(
+    student: torch.nn.Module,
+    path: str | None,
+    original: Pool,
+    augmented: Sequence[Pool],
+    schedule: Schedule,
+    *,
+    name: str = "student",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[float]:
+    """Teach a student; changes it.
+
+    Args:
+        student: The module; left in evaluation mode.
+        path: Its classifier, whose inputs are compared with the teacher's where their shapes agree.
+        original: The training samples.
+        augmented: Copies of them, of which each epoch reads the next one.
+        schedule: How.
+        name: What to call it in errors.
+        progress: Told after every step how many of how many are done.
+
+    Returns:
+        The mean loss of each epoch.
+
+    Raises:
+        PassError: The loss is not finite.
+    """
+    from accelerate import Accelerator  # type: ignore[import-untyped]  # it ships no types
+
+    torch.manual_seed(schedule.seed)
+    rng = np.random.default_rng(schedule.seed)
+    per_pool = [math.ceil(len(pool) / schedule.batch_size) for pool in (original, *augmented[:1])]
+    steps = max(1, round(schedule.epochs * sum(per_pool)))
+    accelerator = Accelerator()
+    optimizer = torch.optim.AdamW(_groups(student, schedule), lr=schedule.learning_rate)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.rate(step, steps))
+    model, optimizer, decay = accelerator.prepare(student, optimizer, decay)
+    model.train()
+    done, epoch, losses = 0, 0, []
+    with Features(student, path) as seen:
+        while done < steps:
+            pools = [original, *([augmented[epoch % len(augmented)]] if augmented else [])]
+            batches = [(pool, rows) for pool in pools for rows in pool.batches(schedule.batch_size, rng)]
+            total = count = 0.0
+            for index in rng.permutation(len(batches)):
+                pool, rows = batches[index]
+                loss = _loss(model, seen, pool, rows, schedule, accelerator.device)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise PassError(
+                        f"{name}: the loss became {value} in step {done + 1} of {steps} "
+                        f"(learning rate {schedule.learning_rate:g})"
+                    )
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                decay.step()
+                optimizer.zero_grad(set_to_none=True)
+                total, count, done = total + value * len(rows), count + len(rows), done + 1
+                if progress is not None:
+                    progress(done, steps)
+                if done >= steps:
+                    break
+            losses.append(total / max(count, 1))
+            epoch += 1
+    student.eval()
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+    return losses
+
+
+def _loss(
+    model: Any, seen: Features, pool: Pool, rows: Sequence[int], schedule: Schedule, device: torch.device
+) -> torch.Tensor:
+    inputs, logits, features, labels = pool.batch(rows)
+    output = first_output(model(**{name: tensor.to(device) for name, tensor in inputs.items()}))
+    logits, labels = logits.to(device), labels.to(device)
+    ours = output
+    if output.ndim == 3:  # a label at every token: only real tokens count
+        real = torch.zeros(output.shape[:2], dtype=torch.bool, device=device)
+        for place, row in enumerate(rows):
+            real[place, : pool.sizes[row]] = True
+        ours, logits, labels = output[real], logits[real], labels[real]
+    loss = schedule.logits * distillation(ours, logits, schedule.temperature)
+    if schedule.labels and bool((labels != IGNORED).any()):
+        loss = loss + schedule.labels * functional.cross_entropy(ours, labels, ignore_index=IGNORED)
+    if schedule.features and features is not None and seen.value is not None:
+        read, wanted = seen.value, features.to(device)
+        if output.ndim == 3:
+            read, wanted = read[real], wanted[real]
+        if read.shape == wanted.shape:
+            loss = loss + schedule.features * feature_distance(read, wanted)
+    return loss
+
+
+def _groups(model: torch.nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
+    """Parameters that decay (matrices) and that do not; tables stay as they are where they are not to learn."""
+    if not schedule.train_tables:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight.requires_grad_(False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": schedule.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]

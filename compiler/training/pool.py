@@ -1,0 +1,190 @@
+"""Training samples with what the teacher says of each: made once, read in every epoch of every student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lepto.compiler.source import first_output
+from lepto.runtime.errors import LeptoError
+
+IGNORED = -100
+"""The label of a sample, or of a token, that has none: torch's own default for cross-entropy."""
+
+Collate = Callable[[Sequence[int]], dict[str, torch.Tensor]]
+"""From indices of samples to a module's inputs."""
+
+
+def head_path(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> str | None:
+    """Path of the last linear layer that a forward pass runs: the classifier; None where there is none."""
+    last: list[str] = []
+    hooks = [
+        child.register_forward_pre_hook(lambda _m, _i, name=name: last.append(name))
+        for name, child in module.named_modules()
+        if isinstance(child, torch.nn.Linear)
+    ]
+    try:
+        with torch.inference_mode():
+            module(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return last[-1] if last else None
+
+
+class Features:
+    """Keeps what the classifier read in the last forward pass.
+
+    Args:
+        module: The model.
+        path: Its classifier, see :func:`head_path`; None keeps nothing.
+    """
+
+    def __init__(self, module: torch.nn.Module, path: str | None) -> None:
+        self.value: torch.Tensor | None = None
+        self._hook = None
+        if path is not None:
+            self._hook = module.get_submodule(path).register_forward_pre_hook(self._keep)
+
+    def _keep(self, _module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.value = inputs[0]
+
+    def __enter__(self) -> Features:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teacher says of N samples.
+
+    Attributes:
+        logits: For each sample ``[C]``, or ``[S, C]`` for a label at every token.
+        features: For each sample what the teacher's classifier read, ``[W]`` or ``[S, W]``; empty if there is none.
+    """
+
+    logits: Sequence[npt.NDArray[np.float32]]
+    features: Sequence[npt.NDArray[np.float32]]
+
+
+def teach(
+    teacher: torch.nn.Module,
+    path: str | None,
+    sizes: Sequence[int],
+    collate: Collate,
+    *,
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> Targets:
+    """Run the teacher over samples.
+
+    Args:
+        teacher: In evaluation mode.
+        path: Its classifier.
+        sizes: A size for each sample, its tokens: samples of like size share a batch.
+        collate: Makes the inputs.
+        batch: Samples at once.
+        progress: Told how many samples were done.
+
+    Raises:
+        LeptoError: An output is not finite.
+    """
+    order = np.argsort(np.asarray(sizes), kind="stable")
+    logits: dict[int, npt.NDArray[np.float32]] = {}
+    features: dict[int, npt.NDArray[np.float32]] = {}
+    device = next(teacher.parameters()).device
+    with torch.inference_mode(), Features(teacher, path) as seen:
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch].tolist()
+            inputs = {name: tensor.to(device) for name, tensor in collate(rows).items()}
+            output = first_output(teacher(**inputs)).float().cpu().numpy()
+            if not np.isfinite(output).all():
+                raise LeptoError("the source's own output is not finite on its training data: it cannot teach")
+            read = None if seen.value is None else seen.value.float().cpu().numpy()
+            for place, row in enumerate(rows):
+                # A label at every token: the padding after the sample's own tokens says nothing.
+                cut = slice(None) if output.ndim == 2 else slice(0, sizes[row])
+                logits[row] = output[place][cut].copy()
+                if read is not None and read.shape[0] == len(rows):
+                    features[row] = read[place][cut if read.ndim == 3 else slice(None)].copy()
+            if progress is not None:
+                progress(len(rows))
+    count = len(order)
+    return Targets([logits[i] for i in range(count)], [features[i] for i in range(count)] if features else [])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Samples to learn from.
+
+    Attributes:
+        collate: Makes the student's inputs.
+        sizes: Tokens of each sample; 1 where there are none.
+        labels: For each sample its label, or the labels of its tokens; ``IGNORED`` where there is none.
+        targets: What the teacher says.
+    """
+
+    collate: Collate
+    sizes: Sequence[int]
+    labels: Sequence[int] | Sequence[Sequence[int]]
+    targets: Targets
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.sizes)
+
+    def batches(self, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+        """Shuffled batches of samples of like size: shuffled, sorted in windows of sixteen batches, shuffled again."""
+        order = rng.permutation(len(self))
+        window, batches = 16 * size, []
+        for start in range(0, len(order), window):
+            chunk = sorted(order[start : start + window].tolist(), key=lambda i: self.sizes[i])
+            batches.extend(chunk[i : i + size] for i in range(0, len(chunk), size))
+        for index in rng.permutation(len(batches)):
+            yield batches[index]
+
+    def batch(self, rows: Sequence[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor | None, Any]:
+        """Inputs, the teacher's logits and features, and the labels of some samples; tokens are padded."""
+        logits = _stack([self.targets.logits[i] for i in rows])
+        features = _stack([self.targets.features[i] for i in rows]) if self.targets.features else None
+        labels: Any = [self.labels[i] for i in rows]
+        if logits.ndim == 3:
+            longest = logits.shape[1]
+            labels = [[*row, *[IGNORED] * (longest - len(row))] for row in labels]
+        return self.collate(rows), logits, features, torch.tensor(labels)
+
+
+def _stack(arrays: Sequence[npt.NDArray[np.float32]]) -> torch.Tensor:
+    if arrays[0].ndim == 1:
+        return torch.from_numpy(np.stack(arrays))
+    longest = max(len(array) for array in arrays)
+    return torch.from_numpy(np.stack([np.pad(a, ((0, longest - len(a)), (0, 0))) for a in arrays]))
+
+
+def text_collate(rows: Sequence[Sequence[int]], pad_id: int, names: Sequence[str]) -> Collate:
+    """Inputs of a text model: ``[B, S]`` int64, padded at the end to the longest of the batch."""
+
+    def collate(indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        longest = max(len(rows[i]) for i in indices)
+        ids = np.full((len(indices), longest), pad_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for place, i in enumerate(indices):
+            ids[place, : len(rows[i])] = rows[i]
+            mask[place, : len(rows[i])] = 1
+        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        return {name: torch.from_numpy(arrays[name]) for name in names}
+
+    return collate
+
+
+def array_collate(arrays: Mapping[str, npt.NDArray[np.generic]]) -> Collate:
+    """Inputs of a model that takes arrays ``[N, ...]``."""
+    return lambda indices: {name: torch.from_numpy(array[list(indices)]) for name, array in arrays.items()}
