@@ -22,11 +22,9 @@ import re
 import select
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +33,7 @@ import typer.main
 
 from lepto.runtime.discovery import CommandEntry, find_commands
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.signals import Terminated, unwinding
 
 INTERNAL_ERROR = 70
 BROKEN_PIPE = 128 + 13
@@ -45,18 +44,6 @@ _ENTRY = "lepto.runtime.cli.entry"
 _ClickException: type[Any] = typer.BadParameter.__mro__[2]
 _EXAMPLE_SECTIONS = ("Example:", "Examples:")
 _HIDDEN_SECTIONS = ("Args:", "Raises:", "Returns:", "Yields:", "Note:")
-
-
-class Terminated(KeyboardInterrupt):
-    """A signal asked the process to end; unwinds like Ctrl-C, so that everything is cleaned up.
-
-    Args:
-        number: The signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
 
 class LazyGroup(typer.core.TyperGroup):
@@ -195,14 +182,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run ``lepto`` with these arguments and give its exit code; messages go to stderr, never a traceback."""
-    arguments, debug = _take_debug(arguments)
+    with unwinding():
+        return _run(*_take_debug(arguments))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
     group = typer.main.get_command(_app)
     entry: list[CommandEntry] = []
     try:
-        with _signals_unwind():
-            code = _invoke(group, arguments, entry)
-            sys.stdout.flush()
-            return code
+        code = _invoke(group, arguments, entry)
+        sys.stdout.flush()
+        return code
     except BaseException as error:
         if debug and not isinstance(error, SystemExit | BrokenPipeError):
             traceback.print_exc()
@@ -298,29 +288,6 @@ def _stdout_is_broken() -> bool:
     except (OSError, ValueError, AttributeError):  # closed, no real file, or no poll on this system
         return False
     return True
-
-
-@contextmanager
-def _signals_unwind() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise, once, so that every ``finally`` runs; a second one does not disturb that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means: ignore it
-        numbers.append(signal.SIGHUP)
-
-    def unwind(number: int, frame: FrameType | None) -> None:
-        for other in numbers:
-            signal.signal(other, signal.SIG_IGN)
-        raise Terminated(number)
-
-    before = {number: signal.signal(number, unwind) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

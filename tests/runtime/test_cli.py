@@ -265,15 +265,6 @@ def test_signals_unwind_and_handlers_are_put_back(lepto, name, code):
         signal.signal(number, before)
 
 
-def test_nohup_is_respected():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with cli._signals_unwind():
-            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
 def test_runs_outside_the_main_thread(lepto):
     results = []
     thread = threading.Thread(target=lambda: results.append(cli.run(["fail", "lepto"])))
