@@ -96,7 +96,8 @@ def interleave(
     half = (per_block + 1) // 2
     collecting, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.collect()
-    # What lives already (a framework's modules, half a second to walk) is set aside: only what the runs leave is walked.
+    # What lives already (a framework's modules, half a second to walk) is set aside: only what the runs leave is
+    # walked.
     gc.freeze()
     gc.disable()
     try:

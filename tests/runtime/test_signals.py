@@ -36,7 +36,8 @@ def send(number: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_unwinds_once_however_often_it_comes(number: int) -> None:
     cleaned = []
-    with pytest.raises(KeyboardInterrupt) as caught, unwinding():
+
+    def work() -> None:
         try:
             send(number)
             pytest.fail("the signal did not raise")
@@ -44,6 +45,9 @@ def test_a_signal_unwinds_once_however_often_it_comes(number: int) -> None:
             for again in (number, signal.SIGINT, signal.SIGTERM):
                 send(again)
                 cleaned.append(again)
+
+    with pytest.raises(KeyboardInterrupt) as caught, unwinding():
+        work()
     assert len(cleaned) == 3
     assert isinstance(caught.value, Terminated) == (number != signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -67,23 +71,29 @@ class Dying:
 
 
 def test_one_that_a_finalizer_swallowed_is_sent_again() -> None:
-    with pytest.raises(Terminated), unwinding():
+    def work() -> None:
         dying = Dying()
         del dying  # Python drops what is raised in there
         time.sleep(5)
         pytest.fail("the signal was lost")
+
+    with pytest.raises(Terminated), unwinding():
+        work()
 
 
 def test_one_that_a_callback_swallowed_is_sent_again() -> None:
     class Thing:
         pass
 
-    with pytest.raises(KeyboardInterrupt), unwinding():
+    def work() -> None:
         thing = Thing()
         reference = weakref.ref(thing, lambda _: send(signal.SIGINT))
         del thing
         time.sleep(5)
         pytest.fail(f"the signal was lost {reference}")
+
+    with pytest.raises(KeyboardInterrupt), unwinding():
+        work()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
