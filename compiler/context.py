@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from lepto.runtime.errors import LeptoError
+
+if TYPE_CHECKING:
+    from lepto.compiler.data import Samples
+    from lepto.compiler.source import Source
 
 Feed = Mapping[str, npt.NDArray[np.generic]]
 """Inputs of one run: name to array, first axis batch."""
@@ -34,6 +39,10 @@ class Context:
         threads: Intra-op threads of every run.
         seed: Seed of whatever is random in a pass.
         layers: Number of transformer layers as the model's configuration tells it, None where it does not.
+        constant_inputs: Inputs that always hold one value everywhere, by name: single texts have one kind of token.
+        train: Training samples, None without them.
+        teacher: The original, for passes that learn from it.
+        progress: Told by long passes how many of how many steps are done.
         notes: What passes have to say about their work, for the record.
     """
 
@@ -41,6 +50,10 @@ class Context:
     threads: int = 1
     seed: int = 0
     layers: int | None = None
+    constant_inputs: Mapping[str, int] = field(default_factory=dict)
+    train: Samples | None = None
+    teacher: Source | None = None
+    progress: Callable[[int, int], None] | None = None
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:

@@ -231,6 +231,11 @@ class Encoder:
             tuple(tuple(range(n)) for n in sizes.neurons),
         )
 
+    def first_position(self) -> int:
+        """Row of the position table that the first token reads: RoBERTa and its kin count from the padding index + 1."""
+        padding = self.part(self.family.tables[1]).padding_idx
+        return 0 if padding is None else int(padding) + 1
+
     def reader(self) -> str | None:
         """Path of the first linear layer that reads the last hidden states, below the whole model; None without one."""
         import torch

@@ -63,6 +63,7 @@ class Source:
         axes: Dynamic axes of the inputs.
         layers: Number of transformer layers, or None.
         maximum: Largest size of each dynamic axis but the batch.
+        kept_tokens: For each token id the original one, where the vocabulary was trimmed; else None.
         load_module: Makes the PyTorch module; None for ONNX files.
         load_onnx: Reads the ONNX model; None for PyTorch.
         example: Inputs of batch 2 to trace with, by name.
@@ -82,6 +83,7 @@ class Source:
     example: Feed
     layers: int | None = None
     maximum: Mapping[str, int] = field(default_factory=dict)
+    kept_tokens: tuple[int, ...] | None = None
     load_module: Callable[[], torch.nn.Module] | None = None
     load_onnx: Callable[[], OnnxModel] | None = None
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -68,7 +68,7 @@ def trim(tokenizer: str, texts: Sequence[str], *, extra: int = 0) -> Trimmed:
     backend = Tokenizer.from_str(tokenizer)
     backend.no_truncation()
     used = Counter(token for encoding in backend.encode_batch_fast(list(texts)) for token in encoding.ids)
-    keep = {token for token in used} | set(added.values())
+    keep = set(used) | set(added.values())
     keep |= {index for piece, index in vocabulary.items() if _PIECES[kind](piece, model)}
     if model.get("unk_token") in vocabulary:
         keep.add(vocabulary[model["unk_token"]])

@@ -9,6 +9,7 @@ from lepto.compiler.context import Context, Left
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.fusions import graph as g
 from lepto.compiler.passes.fusions.attention import fuse_attention
+from lepto.compiler.passes.fusions.embeddings import fold_constant_input
 from lepto.compiler.passes.fusions.gelu import fuse_gelu
 from lepto.compiler.passes.fusions.normalization import fuse_normalization
 from lepto.compiler.passes.fusions.rows import select_rows
@@ -27,6 +28,7 @@ class Fuse:
         normalization: Fuse residual layer normalization into ``com.microsoft::SkipSimplifiedLayerNormalization``.
         gelu: Fuse GELU into ``com.microsoft::BiasGelu``.
         rows: Where the head reads one position, compute what follows the last attention for that position alone.
+        inputs: Fold inputs that always hold one value into the tables that they are looked up in.
         shifts: Fold the shifts of normalizations into the biases of what reads them.
     """
 
@@ -37,6 +39,7 @@ class Fuse:
     normalization: bool = True
     gelu: bool = True
     rows: bool = True
+    inputs: bool = True
     shifts: bool = True
 
     def __call__(self, model: OnnxModel, context: Context) -> OnnxModel:
@@ -54,6 +57,9 @@ class Fuse:
         )
         before = model.operators()
         fused, wanted, notes = 0, {}, []
+        if self.inputs and (dropped := fold_constant_input(graph, context.constant_inputs)):
+            fused += dropped
+            notes.append(f"{dropped} constant input folded into a table")
         for name, asked, fusion, operators in parts:
             if not asked:
                 continue

@@ -15,6 +15,7 @@ from lepto.compiler.context import PassError
 from lepto.compiler.source import first_output
 from lepto.compiler.training.losses import distillation, feature_distance
 from lepto.compiler.training.pool import IGNORED, Features, Pool
+from lepto.runtime.machine import this_machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,16 @@ def train(
     rng = np.random.default_rng(schedule.seed)
     per_pool = [math.ceil(len(pool) / schedule.batch_size) for pool in (original, *augmented[:1])]
     steps = max(1, round(schedule.epochs * sum(per_pool)))
-    accelerator = Accelerator()
-    optimizer = torch.optim.AdamW(_groups(student, schedule), lr=schedule.learning_rate)
+    accelerator = Accelerator(mixed_precision="bf16" if _has_bf16() else "no")
+    optimizer = torch.optim.AdamW(_groups(student, schedule), lr=schedule.learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.rate(step, steps))
     model, optimizer, decay = accelerator.prepare(student, optimizer, decay)
     model.train()
+    # The teacher's answers and the augmented copies keep a student from learning the samples by heart; dropout would
+    # only blur what it is told.
+    dropouts = [(module, module.p) for module in student.modules() if isinstance(module, torch.nn.Dropout)]
+    for module, _ in dropouts:
+        module.p = 0.0
     done, epoch, losses = 0, 0, []
     with Features(student, path) as seen:
         while done < steps:
@@ -132,9 +138,18 @@ def train(
             losses.append(total / max(count, 1))
             epoch += 1
     student.eval()
+    for module, p in dropouts:
+        module.p = p
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     return losses
+
+
+def _has_bf16() -> bool:
+    """Whether products of bfloat16 run in hardware: on a GPU, or a CPU with AVX-512 BF16 (or AMX)."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return any("bf16" in name for name in this_machine().instruction_sets)
 
 
 def _loss(

@@ -1,0 +1,105 @@
+"""A source after something was cut or taught: a new source that remembers where it came from.
+
+Passes on PyTorch modules take a :class:`~lepto.compiler.source.Source` and return another one. The result is stored as
+weights, sizes and tokenizer; the module is built again by cutting the original to those sizes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lepto.compiler.encoder import Encoder, Sizes, shaped
+from lepto.compiler.source import Source, Text, text_digest
+
+if TYPE_CHECKING:
+    import torch
+
+
+def derive(
+    source: Source, module: torch.nn.Module, *, text: Text | None = None, kept_tokens: Sequence[int] | None = None
+) -> Source:
+    """A source with another module, and for text another tokenizer.
+
+    Args:
+        source: What it came from.
+        module: The new module; not copied.
+        text: The new tokenizer; by default that of ``source``.
+        kept_tokens: For each new token id the original one; by default as in ``source``.
+    """
+    text = text or source.text
+    digest = hashlib.sha256(text_digest(text))
+    digest.update(source.task.encode())
+    state = module.state_dict()
+    for name in sorted(state):
+        digest.update(f"{name}{tuple(state[name].shape)}".encode())
+        digest.update(np.ascontiguousarray(state[name].detach().cpu().numpy()).tobytes())
+    parameters = list(module.parameters())
+    encoder = Encoder.of(module)
+    example = dict(source.example)
+    if encoder is not None and "input_ids" in example:
+        # The pad token keeps its id; the others must lie within the smaller table.
+        example["input_ids"] = np.minimum(example["input_ids"], encoder.sizes().tokens - 1)
+    module.eval()
+    return dataclasses.replace(
+        source,
+        digest=digest.hexdigest(),
+        parameters=sum(p.numel() for p in parameters),
+        bytes=sum(p.numel() * p.element_size() for p in parameters),
+        text=text,
+        example=example,
+        layers=encoder.sizes().layers if encoder is not None else source.layers,
+        load_module=lambda: module,
+        kept_tokens=source.kept_tokens if kept_tokens is None else tuple(kept_tokens),
+        _made={},
+    )
+
+
+def copy_module(source: Source) -> torch.nn.Module:
+    """A copy of a source's module that may be changed."""
+    return copy.deepcopy(source.module())
+
+
+def save(source: Source, folder: Path) -> None:
+    """Store a derived encoder: what :func:`load` reads."""
+    from safetensors.torch import save_file
+
+    encoder = Encoder.of(source.module())
+    assert encoder is not None
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in source.module().state_dict().items()}
+    save_file(state, folder / "weights.safetensors")
+    about: dict[str, Any] = {"sizes": encoder.sizes().to_json(), "kept_tokens": source.kept_tokens}
+    if source.text is not None:
+        about["tokenizer"] = source.text.tokenizer
+        about["preprocessing"] = source.text.preprocessing.model_dump(mode="json")
+    (folder / "derived.json").write_text(json.dumps(about))
+
+
+def load(root: Source, folder: Path) -> Source:
+    """Read what :func:`save` wrote.
+
+    Args:
+        root: The original that it was cut from.
+        folder: Where it lies.
+    """
+    from safetensors.torch import load_file
+
+    from lepto.runtime.manifest import Preprocessing
+
+    about = json.loads((folder / "derived.json").read_text())
+    module = copy_module(root)
+    encoder = Encoder.of(module)
+    assert encoder is not None
+    encoder.cut(shaped(Sizes.from_json(about["sizes"]), encoder.sizes()))
+    module.load_state_dict(load_file(folder / "weights.safetensors"))
+    text = None
+    if "tokenizer" in about:
+        text = Text(about["tokenizer"], Preprocessing.model_validate(about["preprocessing"]))
+    return derive(root, module, text=text, kept_tokens=about["kept_tokens"])
