@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,8 +17,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from lepto.compiler.context import Context, Left, PassError
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import running_operators
+from lepto.runtime.errors import LeptoError
 
-_QUANTIZED = ("MatMul", "Gemm", "Attention", "Gather")
+_WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Attention": 1, "Gather": 0}
+"""Which input of an operator holds the weights that are quantized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class QuantizeDynamic:
     Attributes:
         granularity: One weight scale per output channel or one per tensor.
         reduce_range: Seven-bit weights, for AVX2 and AVX-512 without VNNI, where U8S8 products saturate in 16 bits.
+        exclude: Names of nodes that stay in float.
     """
 
     name: ClassVar[str] = "quantize-dynamic"
@@ -37,6 +41,7 @@ class QuantizeDynamic:
 
     granularity: Literal["per-channel", "per-tensor"] = "per-channel"
     reduce_range: bool = False
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -50,22 +55,67 @@ class QuantizeDynamic:
             Left: The graph has no weight that can be quantized.
             PassError: A quantized product is not run by an integer kernel.
         """
-        result = dynamic_int8(model, per_channel=self.granularity == "per-channel", reduce_range=self.reduce_range)
-        context.note(check_integer_kernels(result))
+        per_channel = self.granularity == "per-channel"
+        result = dynamic_int8(model, per_channel=per_channel, reduce_range=self.reduce_range, exclude=self.exclude)
+        context.note(check_integer_kernels(result) + kept_in_float(self.exclude))
         return result
 
 
-def dynamic_int8(model: OnnxModel, *, per_channel: bool, reduce_range: bool) -> OnnxModel:
-    """Run ONNX Runtime's dynamic quantizer on a model held in memory."""
-    counts = model.operators()
-    # The standard Attention (opset 23) must be left out: the quantizer makes an invalid node of it.
-    fused = any(n.op_type == "Attention" and n.domain == "com.microsoft" for n in model.proto().graph.node)
-    types = [op for op in _QUANTIZED if counts[op] and (op != "Attention" or fused)]
+def quantizable(model: OnnxModel) -> tuple[str, ...]:
+    """Names of the nodes that the 8-bit passes quantize: products and lookups with constant float weights.
+
+    A node without a name has that of its first output.
+    """
+    graph = model.proto().graph
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    return tuple(
+        node.name or node.output[0]
+        for node in graph.node
+        if node.op_type in _quantized_types(graph)
+        and len(node.input) > _WEIGHT_INPUT[node.op_type]
+        and node.input[_WEIGHT_INPUT[node.op_type]] in weights
+    )
+
+
+def check_names(model: OnnxModel, exclude: Sequence[str], known: Sequence[str] | None = None) -> None:
+    """Refuse names of nodes that are not there to be kept in float.
+
+    Raises:
+        LeptoError: A name is unknown; the message has the nearest one.
+    """
+    known = quantizable(model) if known is None else known
+    for name in exclude:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise LeptoError(
+                f"exclude: no node {name!r} can be quantized in this graph; {hint}those that can: {', '.join(known)}"
+            )
+
+
+def kept_in_float(exclude: Sequence[str]) -> str:
+    """The end of a note."""
+    return f"; in float: {', '.join(exclude)}" if exclude else ""
+
+
+def dynamic_int8(model: OnnxModel, *, per_channel: bool, reduce_range: bool, exclude: Sequence[str] = ()) -> OnnxModel:
+    """Run ONNX Runtime's dynamic quantizer on a model held in memory.
+
+    Raises:
+        Left: No product has constant weights.
+        LeptoError: A name in ``exclude`` is unknown.
+    """
+    proto, counts = model.proto(), model.operators()
+    types = _quantized_types(proto.graph)
     if not types:
         raise Left("nothing to quantize: the graph has no MatMul, Gemm, Attention or Gather")
-    with tempfile.TemporaryDirectory(prefix="lepto-") as folder, _quiet():
+    check_names(model, exclude)
+    for node in proto.graph.node:
+        if node.op_type in types and not node.name:
+            node.name = node.output[0]
+    with tempfile.TemporaryDirectory(prefix="lepto-") as folder, quiet():
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(model.data)
+        onnx.save(proto, source)
         quantize_dynamic(
             source,
             target,
@@ -73,6 +123,8 @@ def dynamic_int8(model: OnnxModel, *, per_channel: bool, reduce_range: bool) -> 
             per_channel=per_channel,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
+            # A Gemm becomes a MatMul of another name before it is quantized.
+            nodes_to_exclude=[*exclude, *(f"{name}_MatMul" for name in exclude)],
             extra_options={
                 "MatMulConstBOnly": True,
                 # Shape inference stops at fused operators, and the quantizer then needs to be told the type.
@@ -81,8 +133,16 @@ def dynamic_int8(model: OnnxModel, *, per_channel: bool, reduce_range: bool) -> 
         )
         result = OnnxModel.from_proto(onnx.load(target))
     if result.operators() == counts:
-        raise Left("nothing to quantize: no product in the graph has constant weights")
+        raise Left("nothing to quantize: no product in the graph has constant weights" + kept_in_float(exclude))
     return result
+
+
+def _quantized_types(graph: onnx.GraphProto) -> list[str]:
+    """Operators of this graph that the quantizer is told to quantize."""
+    present = {(node.op_type, node.domain) for node in graph.node}
+    # The standard Attention (opset 23) must be left out: the quantizer makes an invalid node of it.
+    wanted = {op: "com.microsoft" if op == "Attention" else "" for op in _WEIGHT_INPUT}
+    return [op for op, domain in wanted.items() if (op, domain) in present]
 
 
 def check_integer_kernels(model: OnnxModel) -> str:
@@ -106,7 +166,7 @@ def check_integer_kernels(model: OnnxModel) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The quantizer warns on the root logger about pre-processing that fused graphs cannot have."""
     logger = logging.getLogger()
     before = logger.level

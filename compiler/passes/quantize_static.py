@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
 
-from lepto.compiler.context import Context, Feed, Left, PassError
+from lepto.compiler.context import Context, Feed, Left
 from lepto.compiler.model import OnnxModel
+from lepto.compiler.passes.calibration import (
+    METHODS,
+    Histogram,
+    Method,
+    Range,
+    activation_range,
+    count_values,
+    quantization_parameters,
+)
 from lepto.compiler.passes.fusions import graph as g
-from lepto.compiler.passes.quantize_dynamic import check_integer_kernels, dynamic_int8
+from lepto.compiler.passes.observe import choose_feeds, observe
+from lepto.compiler.passes.qdq import qdq_int8, quantized_tensors
+from lepto.compiler.passes.quantize_dynamic import check_integer_kernels, dynamic_int8, kept_in_float
 
-
-def quantization_parameters(low: float, high: float) -> tuple[np.float32, np.uint8]:
-    """Scale and zero point of asymmetric uint8 for a range that includes 0.
-
-    ONNX operator ``DynamicQuantizeLinear`` (opset 11) gives the formula; here the range is known beforehand.
-    """
-    low, high = min(low, 0.0), max(high, 0.0)
-    # A range of denormals has a scale that rounds to zero.
-    scale = np.float32(max((high - low) / 255, float(np.finfo(np.float32).tiny))) if high > low else np.float32(1)
-    return scale, np.uint8(np.clip(np.round(-low / scale), 0, 255))
+Format = Literal["auto", "operators", "qdq"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,13 @@ class QuantizeStatic:
     Attributes:
         samples: How many calibration samples are run at most.
         reduce_range: Seven-bit weights, for CPUs without VNNI.
+        method: How ranges are chosen from what was seen; see :mod:`lepto.compiler.passes.calibration`.
+        percentile: Percent of an activation's values inside its range, in (0, 100]; for that method alone.
+        format: ``operators`` writes ONNX Runtime's fused integer products; ``qdq`` writes standard
+            ``QuantizeLinear``/``DequantizeLinear`` pairs around float operators, for TensorRT and other runtimes, and
+            for convolutions, which ONNX Runtime fuses from them; ``auto`` is ``qdq`` where there are convolutions.
+        symmetric: Activations to int8 with zero point 0, as TensorRT wants them; for ``qdq`` alone.
+        exclude: Names of nodes that stay in float.
     """
 
     name: ClassVar[str] = "quantize-static"
@@ -45,63 +52,97 @@ class QuantizeStatic:
 
     samples: int = 256
     reduce_range: bool = False
+    method: Method = "mse"
+    percentile: float = 99.99
+    format: Format = "auto"
+    symmetric: bool = False
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the options."""
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if not 0 < self.percentile <= 100:
+            raise ValueError(f"percentile must be in (0, 100], got {self.percentile}")
+        if self.format not in get_args(Format):
+            raise ValueError(f"format must be one of {', '.join(get_args(Format))}, got {self.format!r}")
+        if self.symmetric and self.format != "qdq":
+            raise ValueError(f"symmetric activations are written with format='qdq' alone, got {self.format!r}")
 
     def __call__(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Return the quantized model.
 
         Raises:
             Left: There is no training data, or nothing to quantize.
+            LeptoError: A name in ``exclude`` is unknown.
             PassError: A quantized product is not run by an integer kernel.
         """
         if not context.calibration:
             raise Left("static quantization needs training data to find the ranges of the activations: give --train")
-        dynamic = dynamic_int8(model, per_channel=True, reduce_range=self.reduce_range)
+        feeds = choose_feeds(context, self.samples)
+        how = f"{len(feeds)} calibration samples, {self.method}{kept_in_float(self.exclude)}"
+        if self.format == "qdq" or (self.format == "auto" and model.operators()["Conv"]):
+            names = quantized_tensors(model, self.exclude)
+            ranges = self._ranges(model, names, feeds, context)
+            result, counts = qdq_int8(
+                model, ranges, reduce_range=self.reduce_range, symmetric=self.symmetric, exclude=self.exclude
+            )
+            context.note(f"{counts}; {how}")
+            return result
+        dynamic = dynamic_int8(model, per_channel=True, reduce_range=self.reduce_range, exclude=self.exclude)
         nodes = [node for node in dynamic.proto().graph.node if node.op_type == "DynamicQuantizeLinear"]
         if not nodes:
             raise Left("nothing to quantize: no activation meets quantized weights")
         names = sorted({node.input[0] for node in nodes})
-        rng = np.random.default_rng(context.seed)
-        count = min(self.samples, len(context.calibration))
-        chosen = sorted(rng.choice(len(context.calibration), count, replace=False))
-        graph = model.proto().graph
-        made = {output for node in graph.node for output in node.output} | {value.name for value in graph.input}
-        if missing := [name for name in names if name not in made]:
-            raise PassError(f"calibration: the float graph has no tensor {missing[0]!r}")
-        ranges = _min_max(model, names, [context.calibration[i] for i in chosen])
-        result = _with_constants(dynamic, ranges)
-        context.note(f"{check_integer_kernels(result)}; {count} calibration samples, min-max")
+        result = _with_constants(dynamic, self._ranges(model, names, feeds, context))
+        context.note(f"{check_integer_kernels(result)}; {how}")
         return result
 
-
-def _min_max(model: OnnxModel, names: Sequence[str], feeds: Sequence[Feed]) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of each tensor: the reductions are added to the graph, so that nothing is kept."""
-    proto = model.proto()
-    del proto.graph.output[:]
-    outputs = []
-    for i, name in enumerate(names):
-        for op_type in ("ReduceMin", "ReduceMax"):
-            proto.graph.node.append(onnx.helper.make_node(op_type, [name], [f"{op_type}_{i}"], keepdims=0))
-            proto.graph.output.append(
-                onnx.helper.make_tensor_value_info(f"{op_type}_{i}", onnx.TensorProto.FLOAT, None)
-            )
-            outputs.append(f"{op_type}_{i}")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = {value.name for value in session.get_inputs()}
-    seen = np.array([session.run(outputs, {k: v for k, v in feed.items() if k in inputs}) for feed in feeds])
-    if not np.isfinite(seen).all():
-        raise PassError("calibration: an activation is not finite on the training data")
-    lows, highs = seen[:, 0::2].min(axis=0), seen[:, 1::2].max(axis=0)
-    return {name: (float(low), float(high)) for name, low, high in zip(names, lows, highs, strict=True)}
+    def _ranges(
+        self, model: OnnxModel, names: Sequence[str], feeds: Sequence[Feed], context: Context
+    ) -> dict[str, Range]:
+        return activation_ranges(
+            model, names, feeds, method=self.method, percentile=self.percentile, threads=context.threads
+        )
 
 
-def _with_constants(model: OnnxModel, ranges: Mapping[str, tuple[float, float]]) -> OnnxModel:
+def activation_ranges(
+    model: OnnxModel,
+    names: Sequence[str],
+    feeds: Sequence[Feed],
+    *,
+    method: Method,
+    percentile: float = 99.99,
+    threads: int = 1,
+) -> dict[str, Range]:
+    """The range of each tensor on calibration data, by name.
+
+    The model is run once for the extremes and, unless they are the ranges, once more for the histograms between them.
+
+    Raises:
+        PassError: A tensor is unknown or not finite.
+    """
+    lows, highs = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    for values in observe(model, names, feeds, threads):
+        for i, value in enumerate(values):
+            lows[i], highs[i] = min(lows[i], value.min(initial=np.inf)), max(highs[i], value.max(initial=-np.inf))
+    ends = [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
+    if method == "min-max":
+        return {name: (min(low, 0.0), max(high, 0.0)) for name, (low, high) in zip(names, ends, strict=True)}
+    counts = [count_values(np.empty(0, np.float32), low, high) for low, high in ends]
+    for values in observe(model, names, feeds, threads):
+        for i, value in enumerate(values):
+            counts[i] += count_values(value, *ends[i])
+    histograms = [Histogram(seen, low, high) for seen, (low, high) in zip(counts, ends, strict=True)]
+    return {
+        name: activation_range(histogram, method, percentile=percentile)
+        for name, histogram in zip(names, histograms, strict=True)
+    }
+
+
+def _with_constants(model: OnnxModel, ranges: Mapping[str, Range]) -> OnnxModel:
     """Give each dynamically quantized activation a constant scale and zero point, and fuse the products with them.
 
     ONNX Runtime fuses an integer product with its scales at load time only while the scale is computed, so the fused
