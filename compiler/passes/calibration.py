@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,7 @@ class Histogram:
         return middle
 
 
-def count_values(values: npt.NDArray[np.floating], low: float, high: float, bins: int = BINS) -> Counts:
+def count_values(values: npt.NDArray[np.floating[Any]], low: float, high: float, bins: int = BINS) -> Counts:
     """``[bins]`` float64, how many values lie in each of ``bins`` equal parts of ``[low, high]``."""
     if low == high:
         counts = np.zeros(bins)

@@ -66,15 +66,20 @@ def quantizable(model: OnnxModel) -> tuple[str, ...]:
 
     A node without a name has that of its first output.
     """
-    graph = model.proto().graph
-    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
-    return tuple(
-        node.name or node.output[0]
-        for node in graph.node
-        if node.op_type in _quantized_types(graph)
-        and len(node.input) > _WEIGHT_INPUT[node.op_type]
-        and node.input[_WEIGHT_INPUT[node.op_type]] in weights
-    )
+    return tuple(node.name or node.output[0] for node in _quantizable(model.proto().graph))
+
+
+def _quantizable(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    weights = {t.name: list(t.dims) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    types = _quantized_types(graph)
+    found = []
+    for node in graph.node:
+        place = _WEIGHT_INPUT.get(node.op_type, 0)
+        shape = weights.get(node.input[place]) if node.op_type in types and len(node.input) > place else None
+        # A column of scales, as quantize-embeddings writes it, is no embedding.
+        if shape and (node.op_type != "Gather" or (len(shape) > 1 and shape[-1] > 1)):
+            found.append(node)
+    return found
 
 
 def check_names(model: OnnxModel, exclude: Sequence[str], known: Sequence[str] | None = None) -> None:
@@ -105,14 +110,15 @@ def dynamic_int8(model: OnnxModel, *, per_channel: bool, reduce_range: bool, exc
         Left: No product has constant weights.
         LeptoError: A name in ``exclude`` is unknown.
     """
-    proto, counts = model.proto(), model.operators()
+    proto = model.proto()
     types = _quantized_types(proto.graph)
     if not types:
         raise Left("nothing to quantize: the graph has no MatMul, Gemm, Attention or Gather")
     check_names(model, exclude)
     for node in proto.graph.node:
-        if node.op_type in types and not node.name:
-            node.name = node.output[0]
+        node.name = node.name or node.output[0]
+    taken = {node.name for node in _quantizable(proto.graph)}
+    columns = [n.name for n in proto.graph.node if n.op_type == "Gather" and n.name not in taken]
     with tempfile.TemporaryDirectory(prefix="lepto-") as folder, quiet():
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(proto, source)
@@ -124,7 +130,7 @@ def dynamic_int8(model: OnnxModel, *, per_channel: bool, reduce_range: bool, exc
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
             # A Gemm becomes a MatMul of another name before it is quantized.
-            nodes_to_exclude=[*exclude, *(f"{name}_MatMul" for name in exclude)],
+            nodes_to_exclude=[*exclude, *(f"{name}_MatMul" for name in exclude), *columns],
             extra_options={
                 "MatMulConstBOnly": True,
                 # Shape inference stops at fused operators, and the quantizer then needs to be told the type.
@@ -132,9 +138,14 @@ def dynamic_int8(model: OnnxModel, *, per_channel: bool, reduce_range: bool, exc
             },
         )
         result = OnnxModel.from_proto(onnx.load(target))
-    if result.operators() == counts:
+    if _integers(result.proto().graph) == _integers(proto.graph):
         raise Left("nothing to quantize: no product in the graph has constant weights" + kept_in_float(exclude))
     return result
+
+
+def _integers(graph: onnx.GraphProto) -> int:
+    """How many constants have 8 bits."""
+    return sum(tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for tensor in graph.initializer)
 
 
 def _quantized_types(graph: onnx.GraphProto) -> list[str]:
@@ -142,7 +153,9 @@ def _quantized_types(graph: onnx.GraphProto) -> list[str]:
     present = {(node.op_type, node.domain) for node in graph.node}
     # The standard Attention (opset 23) must be left out: the quantizer makes an invalid node of it.
     wanted = {op: "com.microsoft" if op == "Attention" else "" for op in _WEIGHT_INPUT}
-    return [op for op, domain in wanted.items() if (op, domain) in present]
+    types = [op for op, domain in wanted.items() if (op, domain) in present]
+    # The quantizer makes a MatMul of each Gemm before it looks at types.
+    return [*types, "MatMul"] if "Gemm" in types and "MatMul" not in types else types
 
 
 def check_integer_kernels(model: OnnxModel) -> str:
