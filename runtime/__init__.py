@@ -10,6 +10,7 @@ The names below are loaded on first use, so that importing this package costs ne
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from lepto.runtime.package import Package, open_package, write_package
     from lepto.runtime.session import Session
     from lepto.runtime.text import Prediction, TextClassifier, TextEncoder
+
+# Official builds of onnxruntime from 1.29 report what they run to their maker, digests of the models included, unless
+# they are told not to before they are first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "LeptoError",

@@ -1,9 +1,10 @@
 """The process that holds a tritonserver: when its owner goes, in whatever way, nothing is left.
 
 It stands between Lepto and the server and runs on the standard library alone, as ``python -I -S guardian.py``. Its
-standard input is a pipe from the owner. When the pipe closes, because the owner asked for it or was killed, the
-guardian stops the server, kills what the server started, removes its shared memory and its folder, and ends. On
-standard output it says ``pid N`` when the server runs and ``exit CODE`` when the server has ended by itself.
+standard input is a pipe from the owner, whose first line is the order. When the pipe closes, because the owner asked
+for it or was killed, the guardian stops the server, kills what the server started, removes its shared memory and its
+folder, and ends. On standard output it says ``pid N`` when the server runs and ``exit CODE`` when the server has ended
+by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -158,5 +158,20 @@ def _say(line: str) -> None:
         os.write(1, f"{line}\n".encode())
 
 
+def _read_order() -> dict[str, Any] | None:
+    """The first line of the standard input; None if the owner was gone before it was written."""
+    line = b""
+    while not line.endswith(b"\n"):
+        # Byte by byte: what follows the line must stay in the pipe for `select`.
+        byte = os.read(0, 1)
+        if not byte:
+            return None
+        line += byte
+    order: dict[str, Any] = json.loads(line)
+    return order
+
+
 if __name__ == "__main__":
-    Guardian(json.loads(sys.argv[1])).run()
+    given = _read_order()
+    if given is not None:
+        Guardian(given).run()

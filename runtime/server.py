@@ -10,18 +10,11 @@ One thread starts, watches and stops the server; the server itself lives under a
 
 from __future__ import annotations
 
-import errno
-import json
-import select
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,19 +22,17 @@ from typing import Any, Self
 from lepto.runtime import triton_config
 from lepto.runtime.control import Answer, Control
 from lepto.runtime.errors import LeptoError
-from lepto.runtime.guardian import clear
+from lepto.runtime.incarnation import Incarnation, StoppedError, pick_ports
 from lepto.runtime.manifest import Manifest
 from lepto.runtime.published import CONFIG, Published, list_models
-from lepto.runtime.tritonserver import ADDRESS, LOG, Ports, check_stub, find_installation, guardian_order
+from lepto.runtime.tritonserver import ADDRESS, Ports
 
-START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 5.0
 # A request waits at most this long in the queue of a step, after which the next step is looked up.
 DRAIN_S = triton_config.QUEUE_TIMEOUT_US / 1e6
 # A dead stub answers 500 after a second; anything that happens once may be chance.
 FAILED_PROBES = 2
 RESTARTS_IN_A_ROW = 5
-LOG_TAIL_LINES = 15
 
 Say = Callable[[str], None]
 
@@ -87,7 +78,7 @@ class Server:
         self._drain_s = drain_s
         self._draining: dict[str, _Draining] = {}
         self._ports: Ports | None = None
-        self._incarnation: _Incarnation | None = None
+        self._incarnation: Incarnation | None = None
         self._served: dict[str, Published] = {}
         self._manifests: dict[str, Manifest] = {}
         self._refused: dict[str, bytes] = {}
@@ -189,12 +180,12 @@ class Server:
 
     def _supervise(self) -> None:
         try:
-            self._ports = _pick_ports(self._wanted)
+            self._ports = pick_ports(self._wanted)
             self._launch()
             self._up.set()
             while not self._stop.wait(self._interval_s):
                 self._look()
-        except _StoppedError:
+        except StoppedError:
             pass
         except BaseException as error:  # handed to the thread that waits
             self._failure = error
@@ -202,6 +193,7 @@ class Server:
             if self._incarnation is not None:
                 self._incarnation.end()
                 self._incarnation = None
+            self._remove_bytecode(self._manifests)  # a stub that was just starting
             self._up.set()
 
     def _launch(self) -> None:
@@ -212,8 +204,11 @@ class Server:
                 f"`lepto publish PACKAGE --model-repository {self._repository}` comes first"
             )
         self._manifests = {model.name: model.manifest() for model in models}
-        self._incarnation = _Incarnation(self._repository, models, self._known_ports(), self._grace_s)
-        self._incarnation.wait_until_ready(self._stop)
+        try:
+            self._incarnation = Incarnation(self._repository, models, self._known_ports(), self._grace_s)
+            self._incarnation.wait_until_ready(self._stop)
+        finally:
+            self._remove_bytecode(self._manifests)
         for model in models:
             self._check(model, self._manifests[model.name])
         self._served = {model.name: model for model in models}
@@ -256,7 +251,7 @@ class Server:
         for attempt in range(RESTARTS_IN_A_ROW):
             self._running().end(at_once=True)
             if self._stop.wait(0.5 * (2**attempt - 1)):
-                raise _StoppedError
+                raise StoppedError
             try:
                 self._launch()
             except LeptoError as error:
@@ -312,13 +307,22 @@ class Server:
             *([old.version] if old is not None else []),
             *(draining.versions if draining else []),
         }
-        for part in model.parts:
-            control.load(part, triton_config.set_versions(configs[part], sorted(versions)))
-        control.load(model.name, configs[model.name])
+        try:
+            for part in model.parts:
+                control.load(part, triton_config.set_versions(configs[part], sorted(versions)))
+            control.load(model.name, configs[model.name])
+        finally:
+            self._remove_bytecode([model.name])
         if model.parts and old is not None:
             # Requests that are on their way through the old ensemble look its steps up one by one.
             due = time.monotonic() + self._drain_s
             self._draining[model.name] = _Draining(due, frozenset(versions), self._only_production(model))
+
+    def _remove_bytecode(self, names: Iterable[str]) -> None:
+        """Remove what Python wrote beside the tokenizers' programs; its interpreter heeds no setting against it."""
+        for name in names:
+            for folder in self._repository.glob(f"{name}{triton_config.TOKENIZER_SUFFIX}/[0-9]*/__pycache__"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _only_production(self, model: Published) -> dict[str, Any]:
         """The configurations of an ensemble's steps with no version but the one in production."""
@@ -335,6 +339,7 @@ class Server:
                 del self._draining[name]
                 for part, config in draining.after.items():
                     self._control().load(part, config)
+                self._remove_bytecode([name])
 
     def _complain(self, name: str, signature: bytes, line: str) -> None:
         """Say it once, not every second."""
@@ -342,7 +347,7 @@ class Server:
             self._say(line)
         self._refused[name] = signature
 
-    def _running(self) -> _Incarnation:
+    def _running(self) -> Incarnation:
         if self._incarnation is None:
             raise RuntimeError("there is no server")
         return self._incarnation
@@ -369,127 +374,6 @@ class _Draining:
     after: Mapping[str, Any]
 
 
-class _StoppedError(Exception):
-    """The owner asked to stop while the server was starting."""
-
-
-class _Incarnation:
-    """One run of tritonserver under its guardian."""
-
-    def __init__(self, repository: Path, models: list[Published], ports: Ports, grace_s: float) -> None:
-        installation = find_installation()
-        check_stub(installation)
-        names = [part for model in models for part in model.models]
-        order = guardian_order(installation, repository, names, ports, grace_s=grace_s)
-        self._control = Control(ADDRESS, ports.http)
-        self._log = Path(order["folder"], LOG)
-        self._shared_memory_prefix = order["shared_memory_prefix"]
-        self._grace_s = grace_s
-        self._exit_code: int | None = None
-        self.pid: int | None = None
-        program = str(files("lepto.runtime").joinpath("guardian.py"))
-        # Its own session: a Ctrl-C in the terminal reaches Lepto alone, which then stops the server in order.
-        self._guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", program, json.dumps(order)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-    def wait_until_ready(self, stop: threading.Event) -> None:
-        """Wait until the server says it is ready.
-
-        Raises:
-            LeptoError: It ended, or took too long.
-        """
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            if stop.is_set():
-                raise _StoppedError
-            if self.exit_code() is not None:
-                raise LeptoError(f"tritonserver did not start; {self.log_tail()}")
-            if self._control.ready():
-                return
-            if time.monotonic() > deadline:
-                raise LeptoError(f"tritonserver was not ready after {START_TIMEOUT_S:.0f} s; {self.log_tail()}")
-            stop.wait(0.05)
-
-    def exit_code(self) -> int | None:
-        """How the server ended, or None while it runs."""
-        pipe = self._guardian.stdout
-        if self._exit_code is None and pipe is not None:
-            while select.select([pipe], [], [], 0)[0]:
-                word, _, number = pipe.readline().decode().partition(" ")
-                if word == "pid":
-                    self.pid = int(number)
-                else:  # an empty line: the guardian itself was killed, and the server with it
-                    self._exit_code = int(number or -9)
-                    break
-        return self._exit_code
-
-    def end(self, *, at_once: bool = False) -> None:
-        """Stop the server and wait until nothing of it is left."""
-        if self._guardian.stdin is not None and not self._guardian.stdin.closed:
-            try:
-                if at_once:
-                    self._guardian.stdin.write(b"kill\n")
-                self._guardian.stdin.close()
-            except BrokenPipeError:
-                pass  # it is gone already
-        try:
-            self._guardian.wait(timeout=self._grace_s + 10)
-        except subprocess.TimeoutExpired:
-            self._guardian.kill()
-            self._guardian.wait()
-        if self._guardian.returncode != 0:
-            # It was killed, by us or by someone else, and could not clean up: the kernel ended the server with it.
-            clear(self._guardian.pid, self._shared_memory_prefix)
-            shutil.rmtree(self._log.parent, ignore_errors=True)
-        if self._guardian.stdout is not None:
-            self._guardian.stdout.close()
-
-    def log_tail(self) -> str:
-        """The end of the server's log, for an error message."""
-        try:
-            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return "it left no log"
-        # Tables and notes say nothing about a failure.
-        telling = [line for line in lines if line.strip() and not line.startswith(("I", "+", "|"))]
-        return "the end of its log:\n  " + "\n  ".join(telling[-LOG_TAIL_LINES:])
-
-
 def _alive(answer: Answer) -> bool:
     """Whether an answer came from a model that works: also a refusal, or a queue that is full, is one."""
     return 200 <= answer.status < 500 or answer.status == 503
-
-
-def _pick_ports(wanted: Ports) -> Ports:
-    """Check that the ports are free, and choose those that were left open.
-
-    Raises:
-        LeptoError: A port is in use, not allowed, or named twice.
-    """
-    flags = {"--http-port": wanted.http, "--grpc-port": wanted.grpc, "--metrics-port": wanted.metrics}
-    held: list[socket.socket] = []
-    chosen: list[int] = []
-    try:
-        for flag, port in flags.items():
-            if port != 0 and port in chosen:
-                raise LeptoError(f"port {port} is given twice; choose another with {flag}, or 0 for a free one")
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            held.append(listener)
-            # As the server does: a port whose last connections are still closing is free.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((ADDRESS, port))
-                listener.listen(1)
-            except (OSError, OverflowError) as error:
-                why = "is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else f"cannot be used ({error})"
-                raise LeptoError(f"port {port} {why}; choose another with {flag}, or 0 for a free one") from error
-            chosen.append(listener.getsockname()[1])
-    finally:
-        for listener in held:
-            listener.close()
-    http, grpc, metrics = chosen
-    return Ports(http, grpc, metrics)

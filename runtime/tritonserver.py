@@ -181,8 +181,6 @@ def server_environment(installation: Installation, folder: Path) -> dict[str, st
     inherited = environment.get("LD_LIBRARY_PATH")
     libraries = [str(folder / "lib"), str(installation.libraries), *([inherited] if inherited else [])]
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
-    # Stubs import model.py from the repository; they must not write into it.
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
     return environment
 
 

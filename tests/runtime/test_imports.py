@@ -1,6 +1,7 @@
 """What importing costs, and what it does not drag in: a device has neither the time nor torch."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -58,3 +59,13 @@ def test_every_public_name_is_there():
         assert name in dir(lepto.runtime)
     with pytest.raises(AttributeError, match="no attribute 'Sesion'"):
         _ = lepto.runtime.Sesion
+
+
+def test_running_a_package_reports_nothing_and_leaves_no_file(tiny_text_package, tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    # onnxruntime takes continuous integration for a reason not to report, too.
+    kept = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    code = f"from lepto.runtime import TextClassifier; TextClassifier({str(tiny_text_package)!r})('order')"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**kept, "TMPDIR": str(folder)})
+    assert list(folder.iterdir()) == []

@@ -78,6 +78,15 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+def foreign_files(root: Path) -> set[str]:
+    """What is in a repository besides what `publish` writes."""
+    published = {
+        "config.pbtxt", "labels.txt", "manifest.json", "model.onnx", "model.py", "tokenizer.json", "preprocessing.json",
+        ".lepto.lock",
+    }  # fmt: skip
+    return {str(path) for path in root.rglob("*") if path.is_file() and path.name not in published}
+
+
 @pytest.fixture(scope="module")
 def packages(
     make_text_package: MakePackage, make_tensor_package: MakePackage, tmp_path_factory: pytest.TempPathFactory
@@ -102,6 +111,7 @@ def served(
     with Server(root, say=said.append, **FREE) as server:
         yield server, root, said
     assert leftovers() == set()
+    assert foreign_files(root) == set()
 
 
 @needs_server
@@ -124,6 +134,21 @@ def test_answers_are_the_packages_own(
                 {one.label: one.score for one in own}, abs=1e-6
             )
             assert answer[0].score == pytest.approx(own[0].score, abs=1e-6)
+
+
+@needs_server
+def test_serving_writes_nothing_into_the_repository(served: tuple[Server, Path, list[str]]) -> None:
+    assert foreign_files(served[1]) == set()
+
+
+@needs_server
+def test_other_users_cannot_read_the_environment_from_the_processes(served: tuple[Server, Path, list[str]]) -> None:
+    pid = served[0].pid
+    assert pid is not None
+    guardian = psutil.Process(pid).parent()
+    assert guardian is not None
+    for process in (guardian, *guardian.children(recursive=True)):
+        assert os.environ["PATH"] not in " ".join(process.cmdline())
 
 
 @needs_server
