@@ -25,6 +25,9 @@ def compile_(
         str | None, typer.Option(help="Training data: CSV, TSV, JSONL, Parquet, datasets id, factory.")
     ] = None,
     eval_: Annotated[str | None, typer.Option("--eval", help="Evaluation data, like --train.")] = None,
+    dev: Annotated[
+        str | None, typer.Option(help="Development data for the search. [default: a part of the training data]")
+    ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the text. [default: text]")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label. [default: label]")] = None,
     target: Annotated[str | None, typer.Option(help="Hardware, see lepto doctor. [default: host]")] = None,
@@ -37,6 +40,10 @@ def compile_(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random. [default: 0]")] = None,
     passes: Annotated[
         str | None, typer.Option(help="Passes in order, with commas. [default: chosen by measurement]")
+    ] = None,
+    search_budget: Annotated[
+        str | None,
+        typer.Option(help="Search so long (30m, 1h) for a smaller model: trim, prune, distil. [default: no search]"),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the package.")] = None,
     publish: Annotated[str | None, typer.Option(help="Model repository to publish the package into.")] = None,
@@ -57,7 +64,7 @@ def compile_(
     flags = {
         "model": model, "task": task, "train": train, "eval": eval_, "text_column": text_column,
         "label_column": label_column, "target": target, "max_drop": max_drop, "threads": threads, "seed": seed,
-        "passes": passes, "publish": publish, "name": name,
+        "passes": passes, "dev": dev, "search_budget": search_budget, "publish": publish, "name": name,
     }  # fmt: skip
     given = {flag: value for flag, value in flags.items() if value is not None}
     lines = {key: place for key, place in lines.items() if key not in given}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import io
 import platform
@@ -19,6 +20,7 @@ from lepto.compiler.evaluate import Evaluator, Timing, agreement, real_feeds
 from lepto.compiler.packaging import assemble
 from lepto.compiler.pipeline import Budget, Candidate, Pipeline, plan
 from lepto.compiler.recipe import Recipe
+from lepto.compiler.searching import search
 from lepto.compiler.source import Source, open_source
 from lepto.compiler.statistics import paired_difference
 from lepto.compiler.verify import encode
@@ -86,6 +88,8 @@ def prepare(recipe: Recipe) -> Prepared:
             raise LeptoError("quantize-static finds the ranges of the activations on training data: give --train")
     else:
         names = ("fuse",)
+        if recipe.search_budget is not None and (evaluation is None or train is None):
+            raise LeptoError("a search needs data to teach students and to judge the result: give --train and --eval")
         if evaluation is None:
             notes.append("no evaluation data (--eval): only passes that keep the function are used")
         elif train is None:
@@ -184,16 +188,24 @@ def run_prepared(
                 f"[bold]source[/bold] {escape(_metric_text(source_metric))}, budget: at least {budget.minimum:.4f}"
                 f"{' [dim](cached)[/dim]' if cached else ''}"
             )
-        context = Context(
-            calibration=encode(prepared.train.inputs, source.text)
-            if prepared.train and any("quantize-static" in entry for entry in prepared.plan)
-            else (),
-            threads=recipe.threads,
-            seed=recipe.seed,
-            layers=source.layers,
-        )
-        pipeline = Pipeline(source, context, evaluator, cache, console, budget, versions)
-        candidate = _run_passes(pipeline, prepared)
+        subject, searched = source, None
+        if recipe.search_budget is not None:
+            assert budget is not None
+            searched = search(prepared, evaluator, budget, cache, console, versions)
+        if searched is not None:
+            subject, pipeline, candidate = searched
+            evaluator = dataclasses.replace(evaluator, current=subject)
+        else:
+            context = Context(
+                calibration=encode(prepared.train.inputs, source.text)
+                if prepared.train and any("quantize-static" in entry for entry in prepared.plan)
+                else (),
+                threads=recipe.threads,
+                seed=recipe.seed,
+                layers=source.layers,
+            )
+            pipeline = Pipeline(source, context, evaluator, cache, console, budget, versions)
+            candidate = _run_passes(pipeline, prepared)
         if samples is not None and candidate.logits is None:
             candidate.logits, _ = evaluator.logits(candidate.model, "result")
             candidate.metric = evaluator.metric(candidate.logits, "result")
@@ -208,6 +220,7 @@ def run_prepared(
         package = assemble(
             prepared,
             output,
+            subject=subject,
             force=force,
             model=candidate.model,
             records=pipeline.records,

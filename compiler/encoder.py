@@ -166,7 +166,8 @@ class Sizes:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """From what :meth:`to_json` gave, through JSON."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        plain: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ class Encoder:
         )
 
     def first_position(self) -> int:
-        """Row of the position table that the first token reads: RoBERTa and its kin count from the padding index + 1."""
+        """Row of the position table that the first token reads; RoBERTa counts from the padding index + 1."""
         padding = self.part(self.family.tables[1]).padding_idx
         return 0 if padding is None else int(padding) + 1
 

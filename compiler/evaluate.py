@@ -23,7 +23,6 @@ from lepto.compiler.verify import (
     PARITY_ATOL,
     PARITY_RTOL,
     Parity,
-    Run,
     accuracy,
     encode,
     logits_in_batches,
@@ -62,6 +61,7 @@ class Evaluator:
 
     Attributes:
         source: The original.
+        current: What the candidates were exported from, where it was cut; it may have another tokenizer.
         samples: The evaluation split; None if there is none.
         threads: Intra-op threads.
         seed: Seed of the order of runs.
@@ -79,13 +79,22 @@ class Evaluator:
     machine: str
     versions: dict[str, str]
     progress: Progress
+    current: Source | None = None
+
+    @property
+    def subject(self) -> Source:
+        """What the candidates were exported from."""
+        return self.current or self.source
 
     def feeds(self) -> list[Feed]:
         """The evaluation samples as single requests; without samples, the traced example's rows."""
+        return self._feeds(self.subject)
+
+    def _feeds(self, source: Source) -> list[Feed]:
         if self.samples is not None:
-            return encode(self.samples.inputs, self.source.text)
-        count = len(next(iter(self.source.example.values())))
-        return [{name: array[i : i + 1] for name, array in self.source.example.items()} for i in range(count)]
+            return encode(self.samples.inputs, source.text)
+        count = len(next(iter(source.example.values())))
+        return [{name: array[i : i + 1] for name, array in source.example.items()} for i in range(count)]
 
     def source_logits(self) -> tuple[Logits, bool]:
         """[N, L] of the source; and whether the cache had them."""
@@ -124,14 +133,19 @@ class Evaluator:
         """Time a candidate against a baseline (None is the source as the user runs it today)."""
 
         def make(stage: Path) -> None:
-            runs: dict[str, Run] = {
-                "baseline": self.source.runner(self.threads) if baseline is None else runner(baseline, self.threads),
-                "candidate": runner(candidate, self.threads),
+            first = self.source.runner(self.threads) if baseline is None else runner(baseline, self.threads)
+            second = runner(candidate, self.threads)
+            runs: dict[str, Callable[[tuple[Feed, Feed]], object]] = {
+                "baseline": lambda pair: first(pair[0]),
+                "candidate": lambda pair: second(pair[1]),
             }
+            # The same text for both, each as its own tokenizer reads it.
+            own = self.feeds()
+            before = own if baseline is not None or self.current is None else self._feeds(self.source)
             with _task(self.progress, f"{label}: speed", BLOCKS) as advance:
                 seconds = interleave(
                     runs,
-                    self.feeds(),
+                    list(zip(before, own, strict=True)),
                     blocks=BLOCKS,
                     per_block=PER_BLOCK,
                     warmup=5,
@@ -166,11 +180,11 @@ class Evaluator:
 
     def proof_feeds(self) -> list[Feed]:
         """Inputs for parity: minimal and typical shapes, and up to 64 real samples."""
-        return [*proof_feeds(self.source, 16)[:6], *real_feeds(self.feeds(), 64)]
+        return [*proof_feeds(self.subject, 16)[:6], *real_feeds(self.feeds(), 64)]
 
     def batch_invariant(self, model: OnnxModel) -> bool:
         """Whether rows keep their outputs beside other rows and padding, tried on batches of unlike samples."""
-        if self.source.text is None and self.samples is None:
+        if self.subject.text is None and self.samples is None:
             return True
 
         def make(stage: Path) -> None:
@@ -179,8 +193,8 @@ class Evaluator:
             together = []
             for start in range(0, len(feeds), 8):
                 group = feeds[start : start + 8]
-                if self.source.text is not None:
-                    together.append(run(pad([feed["input_ids"][0].tolist() for feed in group], self.source.text)))
+                if self.subject.text is not None:
+                    together.append(run(pad([feed["input_ids"][0].tolist() for feed in group], self.subject.text)))
                 else:
                     together.append(run({name: np.concatenate([f[name] for f in group]) for name in group[0]}))
             apart = np.abs(alone - np.concatenate(together))
@@ -200,6 +214,7 @@ class Evaluator:
     def _key(self) -> dict[str, Any]:
         """What decides every result here besides the model: the inputs, and what runs them."""
         return {
+            "subject": self.subject.digest,
             "source": self.source.digest,  # it holds the tokenizer too, which the graph does not
             "data": self.samples.digest if self.samples else None,
             "machine": self.machine,

@@ -36,7 +36,9 @@ def gate_scores(values: torch.Tensor, gradients: torch.Tensor, parts: int) -> to
     size = values.shape[-1]
     if size % parts:
         raise ValueError(f"parts must divide the last axis: {size} values, {parts} parts")
-    each = (values.float() * gradients.float()).flatten(1, -2) if values.ndim > 2 else values.float() * gradients.float()
+    each = (
+        (values.float() * gradients.float()).flatten(1, -2) if values.ndim > 2 else values.float() * gradients.float()
+    )
     per_sample = each.view(len(values), -1, parts, size // parts).sum(dim=(1, 3))
     return per_sample.square().sum(0)
 
@@ -101,7 +103,11 @@ def _watch(encoder: Encoder, seen: dict[tuple[str, int], torch.Tensor]) -> list[
     """Keep what enters the projections that read heads, neurons and hidden dimensions."""
     hooks = []
     for index, layer in enumerate(encoder.layers()):
-        for kind, path in (("heads", encoder.family.out), ("neurons", encoder.family.down), ("width", encoder.family.up)):
+        for kind, path in (
+            ("heads", encoder.family.out),
+            ("neurons", encoder.family.down),
+            ("width", encoder.family.up),
+        ):
 
             def keep(_module: Any, inputs: tuple[Any, ...], key: tuple[str, int] = (kind, index)) -> None:
                 inputs[0].retain_grad()
@@ -119,7 +125,7 @@ def _score(
     output = first_output(module(**inputs))
     target = 0.9 * logits.reshape(-1, logits.shape[-1]).softmax(-1) + 0.1 / logits.shape[-1]
     loss = torch.nn.functional.cross_entropy(output.reshape(-1, output.shape[-1]), target, reduction="sum")
-    loss.backward()
+    torch.autograd.backward(loss)
     for (kind, index), value in seen.items():
         assert value.grad is not None
         value_, gradient = value.detach(), value.grad

@@ -244,7 +244,9 @@ def _normalized(value: str, residual: str) -> list[onnx.NodeProto]:
     return [
         helper.make_node("ReduceMean", [residual, "last_axis"], ["mean"], keepdims=1),
         helper.make_node("Sub", [residual, "mean"], ["centred"]),
-        helper.make_node("SkipSimplifiedLayerNormalization", [value, "centred", "gamma"], ["y"], domain="com.microsoft"),
+        helper.make_node(
+            "SkipSimplifiedLayerNormalization", [value, "centred", "gamma"], ["y"], domain="com.microsoft"
+        ),
     ]
 
 

@@ -19,6 +19,7 @@ from lepto.runtime.manifest import (
     Manifest,
     Metric,
     PassRecord,
+    Preprocessing,
     Result,
     Speedup,
     Tensor,
@@ -29,6 +30,7 @@ from lepto.runtime.package import Package, write_package
 
 if TYPE_CHECKING:
     from lepto.compiler.compile import Prepared
+    from lepto.compiler.source import Source, Text
 
 # A probe must hold on any CPU of the target: int8 kernels differ in the order of float additions around them, and a
 # rounding that falls the other way moves a logit by a step of its activation's scale.
@@ -40,6 +42,7 @@ def assemble(
     prepared: Prepared,
     output: str | Path,
     *,
+    subject: Source,
     force: bool,
     model: OnnxModel,
     records: Sequence[PassRecord],
@@ -93,7 +96,7 @@ def assemble(
         ),
         inputs=_tensors(proto.graph.input, {t.name for t in proto.graph.initializer}),
         outputs=_tensors(proto.graph.output, set()),
-        preprocessing=source.text.preprocessing if source.text else None,
+        preprocessing=_preprocessing(subject, proto),
         tolerance=_INT8_TOLERANCE if quantized else _FLOAT_TOLERANCE,
         environment=environment,
     )
@@ -101,9 +104,9 @@ def assemble(
         output,
         manifest=manifest,
         model=model.data,
-        tokenizer=source.text.tokenizer if source.text else None,
+        tokenizer=subject.text.tokenizer if subject.text else None,
         labels=source.labels if source.labels and source.task.endswith("classification") else None,
-        probe=_probe(model, prepared, probe, batch_invariant),
+        probe=_probe(model, subject.text, prepared.recipe.threads, probe, batch_invariant),
         card=card(manifest, bound),
         force=force,
     )
@@ -122,22 +125,29 @@ def _tensors(values: Any, initializers: set[str]) -> tuple[Tensor, ...]:
 
 
 def _probe(
-    model: OnnxModel, prepared: Prepared, feeds: Sequence[Feed], batch_invariant: bool
+    model: OnnxModel, text: Text | None, threads: int, feeds: Sequence[Feed], batch_invariant: bool
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Real samples and what the packaged model answers; one alone where rows would touch each other in a batch."""
     rows = list(feeds if batch_invariant else feeds[:1])
-    text = prepared.source.text
     merged: Mapping[str, npt.NDArray[np.generic]]
     if text is not None:
         merged = pad([feed["input_ids"][0].tolist() for feed in rows], text)
     else:
         merged = {name: np.concatenate([feed[name] for feed in rows]) for name in rows[0]}
-    loaded = session(model, prepared.recipe.threads)
+    loaded = session(model, threads)
     names = [value.name for value in loaded.get_outputs()]
     outputs = loaded.run(names, {v.name: merged[v.name] for v in loaded.get_inputs()})
     return {f"input/{v.name}": merged[v.name] for v in loaded.get_inputs()} | {
         f"output/{name}": array for name, array in zip(names, outputs, strict=True)
     }
+
+
+def _preprocessing(subject: Source, proto: onnx.ModelProto) -> Preprocessing | None:
+    """How text becomes the inputs that the graph still has: a constant one may have been folded."""
+    if subject.text is None:
+        return None
+    preprocessing, left = subject.text.preprocessing, {value.name for value in proto.graph.input}
+    return preprocessing.model_copy(update={"inputs": tuple(n for n in preprocessing.inputs if n in left)})
 
 
 def _name(output: Path) -> str:

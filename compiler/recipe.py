@@ -43,6 +43,12 @@ class Recipe(BaseModel):
     )
     name: str | None = Field(default=None, description="Name of the package; by default that of the output folder.")
     publish: str | None = Field(default=None, description="Model repository to publish into.")
+    dev: str | None = Field(
+        default=None, description="Development data that steers the search; by default carved from the training data."
+    )
+    search_budget: str | None = Field(
+        default=None, description="Search for a smaller model for so long: 30m, 90s, 1h; by default no search."
+    )
     objective: Literal["latency"] = Field(default="latency", description="What is made better.")
 
     @field_validator("max_drop", mode="before")
@@ -60,6 +66,13 @@ class Recipe(BaseModel):
         if number >= 1:
             raise ValueError(f"must be below {'100%' if match[2] else '1'}, got {value!r}: did you mean {match[1]}%?")
         return value.strip()
+
+    @field_validator("search_budget")
+    @classmethod
+    def _known_budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds(value)
+        return value
 
     @field_validator("passes", mode="before")
     @classmethod
@@ -92,6 +105,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
+        if self.search_budget is not None and self.passes is not None:
+            raise ValueError("search_budget searches for the passes itself: leave either it or passes out")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
             raise ValueError(f"name must match [A-Za-z0-9_.-]+ and not begin with '.' or '-', got {self.name!r}")
         return self
@@ -101,6 +116,18 @@ class Recipe(BaseModel):
         match = _DROP.fullmatch(self.max_drop)
         assert match is not None
         return float(match[1]) / 100 * source_metric if match[2] else float(match[1])
+
+
+def seconds(text: str) -> float:
+    """Seconds in ``90s``, ``30m``, ``1.5h`` or a plain number.
+
+    Raises:
+        ValueError: It is no such duration, or not above 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"must be a duration like 90s, 30m or 1h, got {text!r}")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def make_recipe(values: dict[str, Any], *, origin: str = "the recipe", lines: dict[str, str] | None = None) -> Recipe:

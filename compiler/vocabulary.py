@@ -149,7 +149,7 @@ _PIECES = {"WordPiece": _wordpiece_single, "BPE": _bpe_single, "Unigram": _unigr
 
 def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Both spellings of the file: a pair, or one text with a space."""
-    return [tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in model["merges"]]  # type: ignore[misc]
+    return [tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in model["merges"]]
 
 
 def _joined(left: str, right: str, model: Mapping[str, Any]) -> str:

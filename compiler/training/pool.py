@@ -144,7 +144,8 @@ class Pool:
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
         """Shuffled batches of samples of like size: shuffled, sorted in windows of sixteen batches, shuffled again."""
         order = rng.permutation(len(self))
-        window, batches = 16 * size, []
+        window = 16 * size
+        batches: list[list[int]] = []
         for start in range(0, len(order), window):
             chunk = sorted(order[start : start + window].tolist(), key=lambda i: self.sizes[i])
             batches.extend(chunk[i : i + size] for i in range(0, len(chunk), size))

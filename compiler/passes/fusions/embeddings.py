@@ -1,8 +1,7 @@
 """Embedding tables whose rows are known at compile time.
 
 A text model that is always given one kind of token reads the same row of its table of kinds for every token: the row
-goes into the table of words, and the input with its lookup is gone. A table of positions that is read from 0 to S - 1
-is a slice of the table, not a lookup.
+goes into the table of words, and the input with its lookup is gone.
 """
 
 from __future__ import annotations
@@ -26,7 +25,9 @@ def fold_constant_input(model: ir.Model, constants: Mapping[str, int]) -> int:
         How many inputs are gone.
     """
     graph = model.graph
-    return sum(_drop(graph, value, constants[str(value.name)]) for value in list(graph.inputs) if value.name in constants)
+    return sum(
+        _drop(graph, value, constants[str(value.name)]) for value in list(graph.inputs) if value.name in constants
+    )
 
 
 def _drop(graph: ir.Graph, value: ir.Value, constant: int) -> bool:
@@ -89,36 +90,3 @@ def _is_lookup(node: ir.Node) -> bool:
         and axis == 0
         and bool(np.issubdtype(table.dtype, np.floating))
     )
-
-
-def slice_positions(model: ir.Model) -> int:
-    """``Gather(table, Slice([[0, 1, 2, …]], …))`` becomes ``Slice(table, …)``; return how many.
-
-    Done after quantization has had its chance at the lookups; it saves a node, not bytes.
-    """
-    graph = model.graph
-    count = 0
-    for gather in [node for node in graph if _is_lookup(node)]:
-        cut = g.producer(gather.inputs[1], "Slice")
-        indices = g.constant(cut.inputs[0]) if cut is not None else None
-        table = g.constant(gather.inputs[0])
-        if cut is None or indices is None or table is None or indices.ndim != 2 or len(indices) != 1:
-            continue
-        axes = g.constant(cut.inputs[3]) if len(cut.inputs) > 3 else None
-        if axes is None or axes.tolist() not in ([1], [-1]) or not np.array_equal(indices[0], np.arange(len(indices[0]))):
-            continue
-        if len(indices[0]) > len(table):
-            continue
-        rows = g.add_initializer(graph, f"{gather.inputs[0].name}.rows", table[None])  # type: ignore[union-attr]
-        one = g.add_initializer(graph, "axis_1", np.array([1], dtype=np.int64))
-        made = g.insert(
-            graph,
-            gather,
-            "Slice",
-            [rows, cut.inputs[1], cut.inputs[2], one, *([cut.inputs[4]] if len(cut.inputs) > 4 else [])],
-            like=gather.outputs[0],
-        )
-        g.replace(gather.outputs[0], made)
-        graph.remove(gather, safe=True)
-        count += 1
-    return count

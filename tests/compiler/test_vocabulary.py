@@ -1,0 +1,68 @@
+"""Trimming a tokenizer: training texts keep their tokens, other texts can still be spelled."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from lepto.compiler.context import Left
+from lepto.compiler.vocabulary import trim, unknown_share
+
+TEXTS = ["where is my order", "cancel my order please", "the parcel is lost", "when will the parcel arrive"] * 3
+TRAIN = ["where is my order", "cancel the order"]
+
+
+def _tokenizer(kind: str) -> str:
+    if kind == "WordPiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=["[PAD]", "[UNK]"], show_progress=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    elif kind == "BPE":
+        tokenizer = Tokenizer(models.BPE())
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=330, special_tokens=["<s>", "<pad>"], initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(
+            vocab_size=90, special_tokens=["<pad>", "<unk>"], unk_token="<unk>", show_progress=False
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return tokenizer.to_str()
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "BPE", "Unigram"])
+def test_training_texts_keep_their_tokens_and_others_are_spelled(kind: str) -> None:
+    before = _tokenizer(kind)
+    trimmed = trim(before, TRAIN)
+    assert len(trimmed.kept) < trimmed.before
+    old, new = Tokenizer.from_str(before), Tokenizer.from_str(trimmed.tokenizer)
+    for text in TRAIN:
+        assert [trimmed.kept[i] for i in new.encode(text).ids] == old.encode(text).ids
+        assert trimmed.renumbered([old.encode(text).ids]) == [new.encode(text).ids]
+    other = "the parcel is lost"
+    assert new.encode(other).ids
+    assert unknown_share(trimmed.tokenizer, [other]) <= unknown_share(before, [other])
+    assert len(new.encode(other).ids) >= len(old.encode(other).ids)
+
+
+def test_trimming_twice_leaves_nothing_to_do() -> None:
+    trimmed = trim(_tokenizer("WordPiece"), TRAIN)
+    with pytest.raises(Left, match="tokens are needed"):
+        trim(trimmed.tokenizer, TRAIN)
+
+
+def test_extra_tokens_are_the_first_of_the_vocabulary() -> None:
+    before = _tokenizer("WordPiece")
+    few, more = trim(before, TRAIN), trim(before, TRAIN, extra=3)
+    added = sorted(set(more.kept) - set(few.kept))
+    assert added == [i for i in range(few.before) if i not in few.kept][:3]
+
+
+def test_an_unknown_kind_is_left_alone() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    with pytest.raises(Left, match="WordLevel"):
+        trim(tokenizer.to_str(), ["a"])
