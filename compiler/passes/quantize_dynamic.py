@@ -180,11 +180,15 @@ def check_integer_kernels(model: OnnxModel) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The quantizer warns on the root logger about pre-processing that fused graphs cannot have."""
+    """Keep the quantizers off the root logger: they warn about pre-processing that fused graphs cannot have.
+
+    One of their modules also configures that logger when it is imported; it is put back as it was.
+    """
     logger = logging.getLogger()
-    before = logger.level
+    level, handlers = logger.level, list(logger.handlers)
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
