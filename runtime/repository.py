@@ -67,8 +67,7 @@ def publish(package: Package | str | Path, repository: str | Path, *, name: str 
     package = open_package(package.path if isinstance(package, Package) else package)
     manifest = package.manifest
     name = check_name(name or manifest.name)
-    root = open_root(repository, create=True)
-    with _disk_errors(root), _locked(root):
+    with _made_root(Path(repository)) as root, _disk_errors(root), _locked(root, create=True):
         _sweep(root, name)
         current = find_model(root, name)
         if current is not None:
@@ -128,6 +127,31 @@ def rollback(name: str, repository: str | Path, *, to: int | None = None) -> Pub
 
 
 @contextmanager
+def _made_root(root: Path) -> Iterator[Path]:
+    """The repository's folder; if it was made for this and the body fails, it is removed again."""
+    missing = [folder for folder in (root.absolute(), *root.absolute().parents) if not folder.exists()]
+    done = False
+    try:
+        yield open_root(root, create=True)
+        done = True
+    finally:
+        if not done and missing and root.is_dir():
+            _remove_empty(root, missing)
+
+
+def _remove_empty(root: Path, made: list[Path]) -> None:
+    """Remove folders that hold nothing but the lock, while nobody else holds it."""
+    try:
+        with _locked(root, timeout_s=0):
+            if {entry.name for entry in root.iterdir()} == {LOCK}:
+                (root / LOCK).unlink()
+                for folder in made:
+                    folder.rmdir()
+    except (LeptoError, OSError):
+        pass  # somebody is publishing there, or put something else in
+
+
+@contextmanager
 def _disk_errors(root: Path) -> Iterator[None]:
     try:
         yield
@@ -140,25 +164,34 @@ def _disk_errors(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def _locked(root: Path, *, create: bool = False, timeout_s: float | None = None) -> Iterator[None]:
     """Hold the repository's lock: one change at a time, across processes. The kernel lets go of it in a crash."""
-    descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    timeout_s = LOCK_TIMEOUT_S if timeout_s is None else timeout_s
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if create:
+            root.mkdir(parents=True, exist_ok=True)  # whoever made it may have failed and removed it since
+        descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if _take(descriptor, root / LOCK):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+        if time.monotonic() > deadline:
+            raise LeptoError(
+                f"another publish or rollback has held {root / LOCK} for {timeout_s:.0f} s; wait for it or end it"
+            )
+        time.sleep(0.05)
+
+
+def _take(descriptor: int, path: Path) -> bool:
+    """Take the lock if nobody has it, and if the file is still the one at its place: who failed may have removed it."""
     try:
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise LeptoError(
-                        f"another publish or rollback has held {root / LOCK} for {LOCK_TIMEOUT_S:.0f} s; "
-                        "wait for it or end it"
-                    ) from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def test_a_model_that_fails_its_own_probe_is_not_published(
     with pytest.raises(LeptoError, match="on its own probe, output 'scores' differs") as error:
         publish(package, tmp_path / "repository")
     assert error.value.exit_code == 1
-    assert files_of(tmp_path / "repository") == {".lepto.lock"}
+    assert not (tmp_path / "repository").exists()
 
 
 def test_a_changed_package_is_not_published(tiny_text_package: Path, tmp_path: Path) -> None:
@@ -198,6 +199,58 @@ def test_a_full_disk_loses_nothing(tiny_text_package: Path, tmp_path: Path, monk
 
     assert files_of(root) == before
     assert check_serves(root) == 1
+
+
+def test_a_first_publish_that_fails_removes_only_what_it_made(
+    tiny_text_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(package: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(repository_module, "_load_test", full)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "notes.txt").write_text("precious")
+    for root in ("new", "new/deeper", "mine", "theirs", "theirs/new"):
+        with pytest.raises(LeptoError, match="No space left"):
+            publish(tiny_text_package, tmp_path / root)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if "packages" not in path.parts} == {
+        "mine", "mine/.lepto.lock", "theirs", "theirs/.lepto.lock", "theirs/notes.txt",
+    }  # fmt: skip
+
+
+def test_a_folder_that_is_removed_while_others_wait_is_made_again(
+    tiny_text_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "repository"
+    real = repository_module._load_test
+    holding, errors = threading.Event(), []
+
+    def first_fails(package: Any) -> None:
+        if not holding.is_set():
+            holding.set()
+            time.sleep(0.5)
+            raise LeptoError("the first one fails")
+        real(package)
+
+    monkeypatch.setattr(repository_module, "_load_test", first_fails)
+
+    def one() -> None:
+        try:
+            publish(tiny_text_package, root)
+        except LeptoError as error:
+            errors.append(str(error))
+
+    failing = threading.Thread(target=one)
+    failing.start()
+    assert holding.wait(30)
+    waiting = [threading.Thread(target=one) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    for thread in (failing, *waiting):
+        thread.join()
+    assert errors == ["the first one fails"]
+    assert get_model(root, "intents").versions == (1, 2, 3)
 
 
 def test_one_change_at_a_time(tiny_text_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
