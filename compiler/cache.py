@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lepto.runtime.errors import is_full_disk
 from lepto.runtime.staging import sync_folder
 
 _FORMAT = 1
@@ -72,8 +73,14 @@ class Cache:
                 sync_folder(stage)
                 stage.rename(entry)
                 sync_folder(self.folder)
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(stage, ignore_errors=True)
+                if is_full_disk(error):
+                    error.add_note(
+                        f"a result for the cache {self.folder} was being made, with temporary files in "
+                        f"{tempfile.gettempdir()}: one of the two is full ($LEPTO_CACHE and $TMPDIR name other "
+                        "places). Finished results are kept: the same command goes on there"
+                    )
                 raise
         return entry, False
 

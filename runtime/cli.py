@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import importlib.metadata
 import inspect
 import os
@@ -32,7 +31,7 @@ import typer.core
 import typer.main
 
 from lepto.runtime.discovery import CommandEntry, find_commands
-from lepto.runtime.errors import LeptoError
+from lepto.runtime.errors import LeptoError, is_full_disk
 from lepto.runtime.signals import Terminated, unwinding
 
 INTERNAL_ERROR = 70
@@ -261,7 +260,7 @@ def _explain(error: BaseException) -> tuple[int, str]:  # one row for each kind 
 def describe_os_error(error: OSError) -> str:
     """An operating system's error in words, with the file and the way out."""
     where = f": {error.filename}" if error.filename is not None else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full_disk(error):
         return f"no space left on device{where}; free some and run again"
     if error.strerror is None:
         return str(error) or type(error).__name__

@@ -1,5 +1,8 @@
 """The one exception that Lepto raises when it cannot go on."""
 
+import errno
+import re
+
 
 class LeptoError(Exception):
     """Something the user can put right stopped the work.
@@ -15,3 +18,11 @@ class LeptoError(Exception):
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an operating system's error says that there is no room left, or none for this user."""
+    return isinstance(error, OSError) and (
+        # numpy's way to say it; it loses the number.
+        error.errno in (errno.ENOSPC, errno.EDQUOT) or bool(re.fullmatch(r"\d+ requested and \d+ written", str(error)))
+    )

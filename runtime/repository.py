@@ -12,7 +12,6 @@ ensemble makes Triton read them again, and it must not unload the old steps whil
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from lepto.runtime import triton_config
-from lepto.runtime.errors import LeptoError
+from lepto.runtime.errors import LeptoError, is_full_disk
 from lepto.runtime.manifest import Manifest
 from lepto.runtime.package import LABELS, MANIFEST, MODEL, TOKENIZER, Package, file_digest, open_package
 from lepto.runtime.published import (
@@ -156,7 +155,7 @@ def _disk_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "free some space and publish again" if error.errno == errno.ENOSPC else "check its permissions"
+        hint = "free some space and publish again" if is_full_disk(error) else "check its permissions"
         raise LeptoError(
             f"cannot write to the model repository {root}: {error.strerror or error}; {hint}. "
             "What was in production is untouched"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from lepto.runtime.errors import is_full_disk
 
 PATIENCE_S = 5.0
 """How long after a signal the next one is taken for impatience, and not for a wish to break off the cleaning up."""
@@ -61,7 +62,7 @@ def unwinding() -> Iterator[None]:
             again = threading.Timer(_RETRY_S, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
-        elif not _is_full_disk(lost.exc_value):
+        elif not is_full_disk(lost.exc_value):  # a half-written zip file complains again when it is collected
             hook(lost)
 
     before: dict[int, Any] = {}
@@ -79,8 +80,3 @@ def unwinding() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook
-
-
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether a finalizer met the full disk that the command is about to report: a half-written zip file, say."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -21,7 +21,7 @@ from lepto.compiler.context import Feed, PassError
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import TEXT_CLASSIFICATION, Axes, Source, first_output
 from lepto.compiler.verify import Parity, parity, runner
-from lepto.runtime.errors import LeptoError
+from lepto.runtime.errors import LeptoError, is_full_disk
 
 OPSET = 18
 """The lowest opset that torch's exporter writes; the written-out attention of it is what the fusions know."""
@@ -154,6 +154,7 @@ def _export(source: Source) -> tuple[onnx.ModelProto, str, str]:
             program.save(str(path))
             return onnx.load(path), "torch.onnx.export(dynamo=True)", ""
         except Exception as error:  # the exporter raises whatever the traced code raises
+            _raise_full_disk(error)
             why = _reason(error)
         try:
             torch.onnx.export(
@@ -169,10 +170,20 @@ def _export(source: Source) -> tuple[onnx.ModelProto, str, str]:
             )
             return onnx.load(path), "torch.onnx.export(dynamo=False)", why
         except Exception as error:
+            _raise_full_disk(error)
             raise PassError(
                 f"{source.description} cannot be exported to ONNX. torch.onnx.export(dynamo=True): {why}; "
                 f"dynamo=False: {_reason(error)}"
             ) from error
+
+
+def _raise_full_disk(error: BaseException) -> None:
+    """No exporter can help where the temporary folder is full."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if is_full_disk(cause):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _output_names(output: Any, source: Source) -> list[str]:

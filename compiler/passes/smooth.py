@@ -95,7 +95,7 @@ class Smooth:
         reach = _reach(model, groups, choose_feeds(context, self.samples), context.threads)
         spreads, before, after = [], [], []
         for group in groups:
-            activations = np.max([reach[str(product.inputs[0].name)] for product in group.products], axis=0)
+            activations = np.max([reach[_activation(product)] for product in group.products], axis=0)
             weights = np.max([np.abs(_rows(product)).max(axis=1) for product in group.products], axis=0)
             scales = migration_scales(activations, weights, self.alpha)
             spreads.append(scales.max() / scales.min())
@@ -247,6 +247,12 @@ def _swap(graph: ir.Graph, node: ir.Node, place: int, array: Doubles) -> None:
     node.replace_input_with(place, g.add_initializer(graph, f"{name}.smoothed", array.astype(np.float32)))
 
 
+def _activation(product: ir.Node) -> str:
+    activation = product.inputs[0]
+    assert activation is not None
+    return str(activation.name)
+
+
 def _rows(product: ir.Node) -> Doubles:
     """The weights as ``[K, N]``."""
     weight = g.constant(product.inputs[1])
@@ -258,7 +264,7 @@ def _rows(product: ir.Node) -> Doubles:
 
 def _reach(model: OnnxModel, groups: list[_Group], feeds: Sequence[Feed], threads: int) -> dict[str, Doubles]:
     """Largest magnitude ``[K]`` of each channel of what the products read, by the tensor's name."""
-    names = sorted({str(product.inputs[0].name) for group in groups for product in group.products})  # type: ignore[union-attr]
+    names = sorted({_activation(product) for group in groups for product in group.products})
     reach: dict[str, Doubles] = {}
     for values in observe(model, names, feeds, threads):
         for name, value in zip(names, values, strict=True):
