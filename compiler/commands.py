@@ -43,7 +43,20 @@ def compile_(
     ] = None,
     search_budget: Annotated[
         str | None,
-        typer.Option(help="Search so long (30m, 1h) for a smaller model: trim, prune, distil. [default: no search]"),
+        typer.Option(
+            help="Search so long for a smaller model, 0 for no search. [default: 30m with --train and --eval]"
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="What the search makes better: latency, throughput, size. [default: latency]")
+    ] = None,
+    latency_budget: Annotated[
+        str | None, typer.Option(help="The most that the median of one sample may take: 1ms.")
+    ] = None,
+    size_budget: Annotated[str | None, typer.Option(help="The most that the model's file may hold: 5MB.")] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(help="Ask for the one-sided lower bound at this level (0.95) and not for the point estimate."),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the package.")] = None,
     publish: Annotated[str | None, typer.Option(help="Model repository to publish the package into.")] = None,
@@ -65,6 +78,8 @@ def compile_(
         "model": model, "task": task, "train": train, "eval": eval_, "text_column": text_column,
         "label_column": label_column, "target": target, "max_drop": max_drop, "threads": threads, "seed": seed,
         "passes": passes, "dev": dev, "search_budget": search_budget, "publish": publish, "name": name,
+        "objective": objective, "latency_budget": latency_budget, "size_budget": size_budget,
+        "confidence": confidence,
     }  # fmt: skip
     given = {flag: value for flag, value in flags.items() if value is not None}
     lines = {key: place for key, place in lines.items() if key not in given}
@@ -118,10 +133,18 @@ def _settings(prepared: Any, output: Path | None) -> dict[str, Any]:
         "max drop": recipe.max_drop,
         "threads": recipe.threads,
         "seed": recipe.seed,
+        "confidence": recipe.confidence,
+        "search": _search_text(recipe) if prepared.searches else "no",
         "passes": ", ".join(prepared.plan).replace("|", " or ") + ("" if recipe.passes else " (chosen by measurement)"),
         "output": output,
         "publish": recipe.publish,
     }
+
+
+def _search_text(recipe: Recipe) -> str:
+    limits = [f"at most {limit}" for limit in (recipe.latency_budget, recipe.size_budget) if limit is not None]
+    dev = recipe.dev or "a tenth of the training data"
+    return ", ".join([f"for {recipe.objective}, up to {recipe.search_budget}", *limits, f"steered by {dev}"])
 
 
 def _check_publish(asked: Recipe, output: Path | None) -> None:

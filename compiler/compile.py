@@ -19,8 +19,8 @@ from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.evaluate import Evaluator, Timing, agreement, real_feeds
 from lepto.compiler.packaging import assemble
 from lepto.compiler.pipeline import Budget, Candidate, Pipeline, plan
-from lepto.compiler.recipe import Recipe
-from lepto.compiler.searching import search
+from lepto.compiler.recipe import DEFAULT_SEARCH, NO_SEARCH, Recipe
+from lepto.compiler.searching import check_limits, search
 from lepto.compiler.source import Source, open_source
 from lepto.compiler.statistics import paired_difference
 from lepto.compiler.verify import encode
@@ -47,6 +47,7 @@ class Prepared:
         target: The hardware.
         reduce_range: Whether weights must keep to seven bits on the target.
         plan: The passes by name; alternatives of one step are joined by ``|``.
+        searches: Whether a smaller model is searched for first.
         notes: What was decided, and why.
     """
 
@@ -58,6 +59,7 @@ class Prepared:
     reduce_range: bool
     plan: tuple[str, ...]
     notes: tuple[str, ...]
+    searches: bool = False
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -88,8 +90,12 @@ def prepare(recipe: Recipe) -> Prepared:
             raise LeptoError("quantize-static finds the ranges of the activations on training data: give --train")
     else:
         names = ("fuse",)
-        if recipe.search_budget is not None and (evaluation is None or train is None):
-            raise LeptoError("a search needs data to teach students and to judge the result: give --train and --eval")
+        asked = [n for n in ("search_budget", "latency_budget", "size_budget") if getattr(recipe, n) is not None]
+        if asked and recipe.search_budget != NO_SEARCH and (evaluation is None or train is None):
+            raise LeptoError(
+                f"--{asked[0].replace('_', '-')}: a search needs data to teach students and to judge the result: give "
+                "--train and --eval"
+            )
         if evaluation is None:
             notes.append("no evaluation data (--eval): only passes that keep the function are used")
         elif train is None:
@@ -97,8 +103,14 @@ def prepare(recipe: Recipe) -> Prepared:
             notes.append("no training data (--train): static quantization cannot be calibrated and is left out")
         else:
             names = ("fuse", "quantize-dynamic|quantize-static")
+    searches = (
+        recipe.passes is None and evaluation is not None and train is not None and recipe.search_budget != NO_SEARCH
+    )
+    if recipe.confidence is not None and evaluation is None:
+        raise LeptoError("--confidence asks for a bound on evaluation data: give --eval")
+    budget = (recipe.search_budget or DEFAULT_SEARCH) if searches else recipe.search_budget
     return Prepared(
-        recipe.model_copy(update={"target": target.name, "task": source.task}),
+        recipe.model_copy(update={"target": target.name, "task": source.task, "search_budget": budget}),
         source,
         train,
         evaluation,
@@ -107,6 +119,7 @@ def prepare(recipe: Recipe) -> Prepared:
         target.kind == "cpu" and target.isa in _LEVELS and not _has_vnni(target),
         names,
         tuple(notes),
+        searches,
     )
 
 
@@ -183,17 +196,24 @@ def run_prepared(
             source_logits, cached = evaluator.source_logits()
             source_metric = evaluator.metric(source_logits, "source")
             _check_source(source_metric, source_logits.shape[1])
-            budget = Budget(source_metric, recipe.allowed_drop(source_metric.value))
+            budget = Budget(
+                source_metric,
+                recipe.allowed_drop(source_metric.value),
+                recipe.confidence,
+                evaluator.right(source_logits),
+            )
+            if recipe.confidence is not None and budget.right is None:
+                raise LeptoError(f"--confidence needs answers that are right or wrong, which {source.task} has not")
             console.print(
                 f"[bold]source[/bold] {escape(_metric_text(source_metric))}, budget: at least {budget.minimum:.4f}"
                 f"{' [dim](cached)[/dim]' if cached else ''}"
             )
         subject, searched = source, None
-        if recipe.search_budget is not None:
+        if prepared.searches:
             assert budget is not None
             searched = search(prepared, evaluator, budget, cache, console, versions)
         if searched is not None:
-            subject, pipeline, candidate = searched
+            subject, pipeline, candidate = searched.student, searched.pipeline, searched.candidate
             evaluator = dataclasses.replace(evaluator, current=subject)
         else:
             context = Context(
@@ -205,12 +225,13 @@ def run_prepared(
                 layers=source.layers,
             )
             pipeline = Pipeline(source, context, evaluator, cache, console, budget, versions)
-            candidate = _run_passes(pipeline, prepared)
+            candidate = run_passes(pipeline, prepared)
+            check_limits(prepared, pipeline, candidate)
         if samples is not None and candidate.logits is None:
             candidate.logits, _ = evaluator.logits(candidate.model, "result")
             candidate.metric = evaluator.metric(candidate.logits, "result")
             assert budget is not None
-            if not budget.keeps(candidate.metric):
+            if not budget.keeps(candidate.metric, evaluator.right(candidate.logits)):
                 pipeline.rejected.append((candidate.metric, "the float export"))
                 _refuse(pipeline)
         timing, speed_cached = evaluator.compare(None, candidate.model, "result")
@@ -237,13 +258,14 @@ def run_prepared(
             speedup=_speedup(timing, source, recipe.threads),
             p50_ms=(timing.baseline_ms, timing.candidate_ms),
             batch_invariant=invariant,
-            environment=environment(versions),
+            environment={**environment(versions), **({"search": searched.record} if searched is not None else {})},
             probe=real_feeds(evaluator.feeds(), 16),
         )
     return package
 
 
-def _run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
+def run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
+    """Export a source and apply the plan to it."""
     current = Candidate(pipeline.export())
     for entry in prepared.plan:
         best: Candidate | None = None

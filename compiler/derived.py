@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lepto.compiler.channels import Cut, rebuild
 from lepto.compiler.encoder import Encoder, Sizes, shaped
 from lepto.compiler.source import Source, Text, text_digest
 
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 
 
 def derive(
-    source: Source, module: torch.nn.Module, *, text: Text | None = None, kept_tokens: Sequence[int] | None = None
+    source: Source,
+    module: torch.nn.Module,
+    *,
+    text: Text | None = None,
+    kept_tokens: Sequence[int] | None = None,
+    cut: Cut | None = None,
 ) -> Source:
     """A source with another module, and for text another tokenizer.
 
@@ -33,6 +39,7 @@ def derive(
         module: The new module; not copied.
         text: The new tokenizer; by default that of ``source``.
         kept_tokens: For each new token id the original one; by default as in ``source``.
+        cut: The channels that are left of it; by default as in ``source``.
     """
     text = text or source.text
     digest = hashlib.sha256(text_digest(text))
@@ -58,6 +65,7 @@ def derive(
         layers=encoder.sizes().layers if encoder is not None else source.layers,
         load_module=lambda: module,
         kept_tokens=source.kept_tokens if kept_tokens is None else tuple(kept_tokens),
+        cut=source.cut if cut is None else cut,
         _made={},
     )
 
@@ -68,14 +76,17 @@ def copy_module(source: Source) -> torch.nn.Module:
 
 
 def save(source: Source, folder: Path) -> None:
-    """Store a derived encoder: what :func:`load` reads."""
+    """Store a derived source: what :func:`load` reads."""
     from safetensors.torch import save_file
 
     encoder = Encoder.of(source.module())
-    assert encoder is not None
     state = {name: tensor.detach().clone().contiguous() for name, tensor in source.module().state_dict().items()}
     save_file(state, folder / "weights.safetensors")
-    about: dict[str, Any] = {"sizes": encoder.sizes().to_json(), "kept_tokens": source.kept_tokens}
+    about: dict[str, Any] = {"kept_tokens": source.kept_tokens}
+    if encoder is not None:
+        about["sizes"] = encoder.sizes().to_json()
+    if source.cut is not None:
+        about["cut"] = source.cut.to_json()
     if source.text is not None:
         about["tokenizer"] = source.text.tokenizer
         about["preprocessing"] = source.text.preprocessing.model_dump(mode="json")
@@ -95,11 +106,19 @@ def load(root: Source, folder: Path) -> Source:
 
     about = json.loads((folder / "derived.json").read_text())
     module = copy_module(root)
-    encoder = Encoder.of(module)
-    assert encoder is not None
-    encoder.cut(shaped(Sizes.from_json(about["sizes"]), encoder.sizes()))
+    cut = None
+    if "sizes" in about:
+        encoder = Encoder.of(module)
+        assert encoder is not None
+        encoder.cut(shaped(Sizes.from_json(about["sizes"]), encoder.sizes()))
+    if "cut" in about:
+        import torch
+
+        cut = Cut.from_json(about["cut"])
+        example = {name: torch.from_numpy(np.array(array)) for name, array in root.example.items()}
+        module = rebuild(module, example, cut)
     module.load_state_dict(load_file(folder / "weights.safetensors"))
     text = None
     if "tokenizer" in about:
         text = Text(about["tokenizer"], Preprocessing.model_validate(about["preprocessing"]))
-    return derive(root, module, text=text, kept_tokens=about["kept_tokens"])
+    return derive(root, module, text=text, kept_tokens=about["kept_tokens"], cut=cut)

@@ -129,6 +129,13 @@ class Evaluator:
         except ValueError as error:
             raise PassError(f"{what}: {error}") from error
 
+    def right(self, logits: Logits) -> npt.NDArray[np.bool_] | None:
+        """``[N]``, which samples are right; None where a sample is not simply right or wrong."""
+        labels = self._samples().labels
+        if logits.ndim != 2 or labels.ndim != 1 or labels.dtype == object:
+            return None
+        return np.asarray(logits.argmax(axis=1) == labels)
+
     def compare(self, baseline: OnnxModel | None, candidate: OnnxModel, label: str) -> tuple[Timing, bool]:
         """Time a candidate against a baseline (None is the source as the user runs it today)."""
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from rich.markup import escape
 
 from lepto.compiler.cache import Cache
@@ -21,6 +23,7 @@ from lepto.compiler.passes.fuse import Fuse
 from lepto.compiler.passes.quantize_dynamic import QuantizeDynamic
 from lepto.compiler.passes.quantize_static import QuantizeStatic
 from lepto.compiler.source import Source
+from lepto.compiler.statistics import paired_difference, samples_needed
 from lepto.compiler.verify import first_difference
 from lepto.runtime.console import Output
 from lepto.runtime.manifest import Metric, PassRecord
@@ -48,19 +51,58 @@ class Budget:
     Attributes:
         metric: The source's.
         allowed_drop: In the metric's own units.
+        confidence: Level of the one-sided lower bound that must keep the drop; None asks for the point estimate only.
+        right: ``[N]``, which samples the source has right; needed for a bound.
     """
 
     metric: Metric
     allowed_drop: float
+    confidence: float | None = None
+    right: npt.NDArray[np.bool_] | None = None
 
     @property
     def minimum(self) -> float:
         """The lowest metric that keeps the budget."""
         return self.metric.value - self.allowed_drop
 
-    def keeps(self, metric: Metric) -> bool:
-        """Whether a candidate's point estimate keeps the budget (MLPerf's rule); ties of rounding count as kept."""
-        return metric.value >= self.minimum - 1e-12
+    def keeps(self, metric: Metric, right: npt.NDArray[np.bool_] | None = None) -> bool:
+        """Whether a candidate keeps the budget: its point estimate (MLPerf's rule), and the bound if one is asked for.
+
+        Args:
+            metric: The candidate's; ties of rounding count as kept.
+            right: ``[N]``, which samples the candidate has right.
+        """
+        if metric.value < self.minimum - 1e-12:
+            return False
+        bound = self.bound(right)
+        return bound is None or bound >= -self.allowed_drop - 1e-12
+
+    def bound(self, right: npt.NDArray[np.bool_] | None) -> float | None:
+        """The one-sided lower bound of the paired difference at the level asked for; None where none is asked for."""
+        if self.confidence is None or right is None or self.right is None:
+            return None
+        return paired_difference(self.right, right, self.confidence).low
+
+    def said(self, metric: Metric, right: npt.NDArray[np.bool_] | None) -> str:
+        """Why a candidate is over the budget, and where a bound decides, how many samples would."""
+        bound = self.bound(right)
+        if bound is None or metric.value < self.minimum - 1e-12:
+            return f"{metric.name} {metric.value:.4f} is below {self.minimum:.4f} (source {self.metric.value:.4f})"
+        assert right is not None
+        assert self.right is not None
+        assert self.confidence is not None
+        difference = paired_difference(self.right, right, self.confidence)
+        room = self.allowed_drop + difference.value
+        needed = samples_needed(difference.discordant_rate, room, 1 - self.confidence) if room > 0 else None
+        return (
+            f"{metric.name} {metric.value:.4f} is {difference.value:+.4f} from the source with a one-sided "
+            f"{self.confidence:.0%} lower bound of {bound:+.4f}, below -{self.allowed_drop:.4f}"
+            + (
+                f"; with {difference.discordant_rate:.1%} of the answers changed, some {needed:,} samples would decide"
+                if needed
+                else ""
+            )
+        )
 
 
 @dataclass
@@ -146,12 +188,10 @@ class Pipeline:
             cached &= metric_cached
             metric = self.evaluator.metric(logits, step.name)
             assert self.budget is not None
-            if not self.budget.keeps(metric):
+            right = self.evaluator.right(logits)
+            if not self.budget.keeps(metric, right):
                 self.rejected.append((metric, step.name))
-                reasons.append(
-                    f"over the budget: {metric.name} {metric.value:.4f} is below {self.budget.minimum:.4f} "
-                    f"(source {self.budget.metric.value:.4f})"
-                )
+                reasons.append(f"over the budget: {self.budget.said(metric, right)}")
                 self._record(step.name, options, False, "; ".join(reasons), model, start, cached, metric)
                 return None
         timing, speed_cached = self.evaluator.compare(parent, model, step.name)

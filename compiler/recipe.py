@@ -14,6 +14,11 @@ from lepto.compiler.passes import PASSES
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.targets import TARGETS
 
+NO_SEARCH = "0"
+"""The search budget that asks for no search."""
+
+DEFAULT_SEARCH = "30m"
+
 _DROP = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")
 
 
@@ -47,9 +52,26 @@ class Recipe(BaseModel):
         default=None, description="Development data that steers the search; by default carved from the training data."
     )
     search_budget: str | None = Field(
-        default=None, description="Search for a smaller model for so long: 30m, 90s, 1h; by default no search."
+        default=None,
+        description="How long to search for a smaller model: 30m, 90s, 1h, or 0 for no search. By default 30m where "
+        "training and evaluation data are given and passes are not.",
     )
-    objective: Literal["latency"] = Field(default="latency", description="What is made better.")
+    objective: Literal["latency", "throughput", "size"] = Field(
+        default="latency",
+        description="What the search makes better: median latency of one sample, samples a second in batches of 32, "
+        "or bytes.",
+    )
+    latency_budget: str | None = Field(
+        default=None, description="The most that the median of one sample may take: 1ms, 0.5ms."
+    )
+    size_budget: str | None = Field(default=None, description="The most that the model's file may hold: 5MB, 800kB.")
+    confidence: float | None = Field(
+        default=None,
+        gt=0.5,
+        lt=1,
+        description="Ask that the one-sided lower bound of the paired difference keeps max_drop, at this level, and "
+        "not the point estimate alone: 0.95.",
+    )
 
     @field_validator("max_drop", mode="before")
     @classmethod
@@ -70,8 +92,22 @@ class Recipe(BaseModel):
     @field_validator("search_budget")
     @classmethod
     def _known_budget(cls, value: str | None) -> str | None:
-        if value is not None:
+        if value is not None and value.strip() != NO_SEARCH:
             seconds(value)
+        return value
+
+    @field_validator("latency_budget")
+    @classmethod
+    def _known_latency(cls, value: str | None) -> str | None:
+        if value is not None:
+            milliseconds(value)
+        return value
+
+    @field_validator("size_budget")
+    @classmethod
+    def _known_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            number_of_bytes(value)
         return value
 
     @field_validator("passes", mode="before")
@@ -105,8 +141,13 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        if self.search_budget is not None and self.passes is not None:
-            raise ValueError("search_budget searches for the passes itself: leave either it or passes out")
+        searching = self.search_budget is not None and self.search_budget.strip() != NO_SEARCH
+        given = [n for n in ("latency_budget", "size_budget") if getattr(self, n) is not None]
+        if (searching or given) and self.passes is not None:
+            name = given[0] if given else "search_budget"
+            raise ValueError(f"{name} is for a search, which chooses the passes itself: leave either it or passes out")
+        if given and not searching and self.search_budget is not None:
+            raise ValueError(f"{given[0]} chooses among the candidates of a search: leave search_budget: 0 out")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
             raise ValueError(f"name must match [A-Za-z0-9_.-]+ and not begin with '.' or '-', got {self.name!r}")
         return self
@@ -128,6 +169,31 @@ def seconds(text: str) -> float:
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"must be a duration like 90s, 30m or 1h, got {text!r}")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def milliseconds(text: str) -> float:
+    """Milliseconds in ``1ms``, ``500us`` or ``0.01s``.
+
+    Raises:
+        ValueError: It is no such duration, or not above 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|µs|ms|s)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"must be a time like 1ms, 0.5ms or 800us, got {text!r}")
+    return float(match[1]) * {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}[match[2]]
+
+
+def number_of_bytes(text: str) -> int:
+    """Bytes in ``5MB``, ``800kB`` or ``4MiB``.
+
+    Raises:
+        ValueError: It is no such size, or not above 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKmMgG]?)(i?)B?", text.strip())
+    if match is None or float(match[1]) <= 0 or (match[3] and not match[2]):
+        raise ValueError(f"must be a size like 5MB, 800kB or 4MiB, got {text!r}")
+    power = " kmg".index(match[2].lower() or " ")
+    return round(float(match[1]) * float((1024 if match[3] else 1000) ** power))
 
 
 def make_recipe(values: dict[str, Any], *, origin: str = "the recipe", lines: dict[str, str] | None = None) -> Recipe:

@@ -1,15 +1,21 @@
-"""Find the fastest student that keeps the accuracy: candidates of many sizes, taught a little; the best, taught more.
+"""Find the fastest student that keeps the accuracy: candidates of many shapes, taught a little; the best, taught more.
 
 Only training and development samples come in here. The evaluation samples are no argument of anything in this file, so
 their labels cannot reach the search.
+
+What is decided depends on scores, on measured costs and on how long each step took. All three are kept in the cache, so
+that the same command on the same machine decides the same again, and a search that was broken off goes on where it was.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,46 +23,60 @@ import torch
 
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Left, PassError
+from lepto.compiler.costs import Cost, measure_costs, quick_int8, timing_feeds
+from lepto.compiler.cut_channels import channel_cutter
+from lepto.compiler.cut_encoder import encoder_cutter
+from lepto.compiler.cutter import Cutter, Shape
 from lepto.compiler.data import Samples
-from lepto.compiler.derived import copy_module, derive, load, save
-from lepto.compiler.encoder import Encoder, Selection, Sizes
-from lepto.compiler.importance import Importance, measure_importance, most_important
-from lepto.compiler.latency import LatencyTable, fit_to_latency, measure_table
+from lepto.compiler.derived import copy_module, load, save
+from lepto.compiler.encoder import Encoder
+from lepto.compiler.latency import Curve, LatencyTable, measure_table
 from lepto.compiler.passes.trim_vocabulary import TrimVocabulary
 from lepto.compiler.source import Source
 from lepto.compiler.training.lesson import Lesson, copies_for, prepare_lesson
 from lepto.compiler.training.loop import Schedule, train
-from lepto.compiler.verify import logits_in_batches
+from lepto.compiler.verify import encode, logits_in_batches
 from lepto.runtime.errors import LeptoError
 
+Objective = Literal["latency", "throughput", "size"]
 Say = Callable[[str], None]
 Tell = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many steps are done."""
+Score = Callable[[npt.NDArray[np.float32], Samples], float]
+"""From outputs and samples to the task's metric."""
+
+_T = TypeVar("_T")
 
 MINIMUM = 50
 """Fewer training samples than this steer nothing."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A candidate before it is taught.
+class Rung:
+    """One round of teaching.
 
     Attributes:
-        layers: The source's layers that are kept.
-        heads: Kept in each.
-        neurons: Kept in each.
-        predicted_ms: Cost of the layers by the measured table.
+        portions: How much each candidate is taught, see :func:`portion`.
+        most: How many go on to it.
+        promise: The share of the errors after the round before that is expected to stay to the end; from the learning
+            curves of a few students, which lie close together.
+        slack: How far below the lowest score that is looked for the expected one may lie, in allowed drops.
+        learning_rate: Peak, at a width of 384.
     """
 
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    neurons: tuple[int, ...]
-    predicted_ms: float
+    portions: float
+    most: int
+    promise: float
+    slack: float
+    learning_rate: float
 
-    def __str__(self) -> str:
-        """For people."""
-        each = ", ".join(f"{h} heads + {n} neurons" for h, n in zip(self.heads, self.neurons, strict=True))
-        return f"layers {'+'.join(map(str, self.layers))} ({each})"
+
+RUNGS = (Rung(1, 12, 1.0, 9.0, 1e-3), Rung(3, 4, 0.75, 1.0, 7e-4), Rung(5, 2, 0.9, 0.5, 7e-4))
+"""Successive halving: all a little, four more, two to the end."""
+
+
+_LEAST, _ENOUGH, _FEW = 0.05, 0.5, 3
+"""The least part of the plan for a first round; the part below which fewer candidates are taught; the fewest of them."""
 
 
 @dataclass
@@ -66,15 +86,22 @@ class Student:
     Attributes:
         shape: What it is cut to.
         source: The module, cut and taught so far.
-        accuracy: On the development samples.
+        cost: Measured.
+        score: On the development samples.
         epochs: How long it was taught.
+        history: Epochs and score after each round.
     """
 
     shape: Shape
     source: Source
-    accuracy: float = 0.0
+    cost: Cost
+    score: float = 0.0
     epochs: float = 0.0
     history: list[tuple[float, float]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"shape": self.shape.name, "score": self.score, "epochs": self.epochs, **self.cost.to_json()}
 
 
 @dataclass(frozen=True)
@@ -83,17 +110,21 @@ class Found:
 
     Attributes:
         ranked: Students, the one to take first; the others are what to fall back to.
-        reference: The accuracy on the development samples that the budget is counted from.
-        minimum: The lowest development accuracy that was looked for.
+        everyone: All that were taught, and those that no budget let in, by cost.
+        reference: The score on the development samples that the budget is counted from.
+        minimum: The lowest development score that was looked for.
         base: The source with its vocabulary trimmed.
         notes: What was decided, and why.
+        seconds: What it took, or would have taken without the cache.
     """
 
     ranked: tuple[Student, ...]
+    everyone: tuple[Student, ...]
     reference: float
     minimum: float
     base: Source
     notes: tuple[str, ...]
+    seconds: float
 
 
 def split_development(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
@@ -109,9 +140,12 @@ def split_development(samples: Samples, share: float, seed: int) -> tuple[Sample
     """
     rng = np.random.default_rng(seed)
     chosen: list[int] = []
-    for label in np.unique(samples.labels):
-        rows = np.flatnonzero(samples.labels == label)
-        chosen += rng.permutation(rows)[: round(share * len(rows))].tolist()
+    if samples.labels.ndim == 1 and samples.labels.dtype != object:
+        for label in np.unique(samples.labels):
+            rows = np.flatnonzero(samples.labels == label)
+            chosen += rng.permutation(rows)[: round(share * len(rows))].tolist()
+    else:  # a row of labels for each sample
+        chosen = rng.permutation(len(samples))[: round(share * len(samples))].tolist()
     held = np.zeros(len(samples), dtype=bool)
     held[chosen] = True
     if not held.any() or held.all():
@@ -126,60 +160,63 @@ def _take(samples: Samples, rows: npt.NDArray[np.int64], what: str) -> Samples:
         if isinstance(inputs, tuple)
         else {name: array[rows] for name, array in inputs.items()}
     )
-    return Samples(taken, samples.labels[rows], f"{samples.origin} ({what})")
+    return dataclasses.replace(samples, inputs=taken, labels=samples.labels[rows], origin=f"{samples.origin} ({what})")
 
 
-def kept_layers(count: int, keep: int) -> tuple[int, ...]:
-    """Which of ``count`` layers are kept: the first and the last, and others evenly between; alone, the first."""
-    if not 1 <= keep <= count:
-        raise ValueError(f"keep must be in [1, {count}], got {keep}")
-    if keep == 1:
-        return (0,)
-    return tuple(int(i) for i in np.round(np.linspace(0, count - 1, keep)))
+def portion(count: int) -> int:
+    """Samples that one portion of teaching holds: all of them and as many augmented copies, within bounds."""
+    return int(np.clip(2 * count, 12_000, 40_000))
 
 
-def shapes(sizes: Sizes, importance: Importance, table: LatencyTable, *, last_row_only: bool) -> list[Shape]:
-    """Candidates from one layer to half of them, whole and cut to shares of their cost; ascending by cost."""
-    found: dict[tuple[object, ...], Shape] = {}
-    half = max(1, (sizes.layers + 1) // 2)
-    for keep in sorted({1, min(2, sizes.layers), min(3, sizes.layers), half}):
-        layers = kept_layers(sizes.layers, keep)
-        heads = [importance.heads[i].double().numpy() for i in layers]
-        neurons = [importance.neurons[i].double().numpy() for i in layers]
-        whole = sum(
-            table.layer_ms(len(h), len(n), last_row_only=last_row_only and i == len(layers) - 1)
-            for i, (h, n) in enumerate(zip(heads, neurons, strict=True))
-        )
-        for share in (1.0, 0.7, 0.45) if keep < half or half <= 2 else (1.0,):
-            kept_heads, kept_neurons = fit_to_latency(
-                table, heads, neurons, share * whole, last_row_only=last_row_only, least_heads=2
-            )
-            cost = sum(
-                table.layer_ms(h, n, last_row_only=last_row_only and i == len(layers) - 1)
-                for i, (h, n) in enumerate(zip(kept_heads, kept_neurons, strict=True))
-            )
-            found[(layers, kept_heads, kept_neurons)] = Shape(layers, kept_heads, kept_neurons, cost)
-    return sorted(found.values(), key=lambda shape: shape.predicted_ms)
+def allowed_share(needed_s: float, left_s: float) -> float:
+    """The part of a plan that fits into the time, in steps, so that noise of the clock seldom changes it."""
+    steps = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
+    return next((step for step in steps if step * needed_s <= left_s), 0.0)
 
 
-def survivors(students: Sequence[Student], minimum: float, slack: float, most: int) -> list[Student]:
-    """Who is taught on: the fastest that may still reach the minimum, and the most accurate one.
+def portions(students: int, number: int) -> float:
+    """Portions of teaching from a round to the end of the search.
 
     Args:
-        students: Candidates after one rung.
-        minimum: The accuracy that is looked for.
-        slack: How far below it one may be and still be taught on.
-        most: At most so many.
+        students: How many take part in it.
+        number: The round, from 0.
     """
-    ordered = sorted(students, key=lambda s: s.shape.predicted_ms)
-    best = max(ordered, key=lambda s: s.accuracy)
-    hopeful = [s for s in ordered if s.accuracy >= minimum - slack]
-    # One that is slower and no better than another has no use.
-    front = [s for i, s in enumerate(hopeful) if all(s.accuracy > faster.accuracy for faster in hopeful[:i])]
-    chosen = front[:most]
-    if best not in chosen:
-        chosen = [*chosen[: most - 1], best]
-    return chosen
+    return sum(rung.portions * min(students, rung.most) for rung in RUNGS[number:])
+
+
+def key_of(objective: Objective) -> Callable[[Cost], float]:
+    """What is to be small."""
+    if objective == "throughput":
+        return lambda cost: -cost.throughput
+    return (lambda cost: cost.p50_ms) if objective == "latency" else lambda cost: float(cost.bytes)
+
+
+def front(students: Sequence[Student], key: Callable[[Cost], float]) -> list[Student]:
+    """Those that no other one beats in both score and cost, ascending by cost."""
+    ordered = sorted(students, key=lambda s: (key(s.cost), -s.score))
+    return [s for i, s in enumerate(ordered) if all(s.score > other.score for other in ordered[:i])]
+
+
+def survivors(
+    students: Sequence[Student], allowed: Callable[[float], float], rung: Rung, key: Callable[[Cost], float]
+) -> list[Student]:
+    """Who is taught on: the cheapest that may still reach what the best may reach, less the allowed drop; and the best.
+
+    Args:
+        students: Candidates after a round.
+        allowed: From a score to the largest drop.
+        rung: The round to come.
+        key: What is to be small.
+    """
+
+    def expected(student: Student) -> float:
+        return 1 - rung.promise * (1 - student.score)
+
+    best = max(students, key=lambda s: s.score)
+    drop = allowed(expected(best))
+    bar = expected(best) - (1 + rung.slack) * drop
+    chosen = [s for s in front(students, key) if expected(s) >= bar][: rung.most]
+    return chosen if best in chosen else [*chosen[: rung.most - 1], best]
 
 
 @dataclass(frozen=True)
@@ -191,14 +228,21 @@ class Search:
         train: Training samples, without the development samples.
         dev: Development samples.
         clean: Whether the source has not seen the development samples in its own training.
-        allowed: From the reference accuracy to the largest drop.
+        allowed: From the reference score to the largest drop.
+        score: The task's metric.
         seconds: How long it may take.
         threads: Intra-op threads of the measurements.
         seed: Of everything random.
         cache: Where students are kept.
         versions: Part of every key.
+        machine: What identifies this machine's speed.
         say: For people.
         tell: Progress.
+        objective: What is to be made better.
+        latency_ms: The most that the median of one sample may take; None without a limit.
+        size: The most bytes; None without a limit.
+        strict: Whether the winner must be as good as the reference, since a bound must keep the drop.
+        reduce_range: Whether weights keep to seven bits on the target.
     """
 
     root: Source
@@ -206,65 +250,107 @@ class Search:
     dev: Samples
     clean: bool
     allowed: Callable[[float], float]
+    score: Score
     seconds: float
     threads: int
     seed: int
     cache: Cache
     versions: Mapping[str, str]
+    machine: str
     say: Say
     tell: Tell
+    objective: Objective = "latency"
+    latency_ms: float | None = None
+    size: int | None = None
+    strict: bool = False
+    reduce_range: bool = False
+    _spent: list[float] = field(default_factory=list)
 
     def __call__(self) -> Found:
         """Run it.
 
         Raises:
             Left: The model cannot be cut, or there is too little data.
+            LeptoError: No candidate keeps the latency or size budget (exit code 1).
         """
-        start = time.monotonic()
         torch.set_num_threads(self.threads)
         base, lesson, notes = self._base()
-        encoder = Encoder.of(self.root.module())
-        assert encoder is not None
-        rows = int(np.median(lesson.original.sizes))
-        table = measure_table(encoder.sizes(), rows=rows, threads=self.threads, seed=self.seed)
-        importance = measure_importance(encoder, lesson.original)
-        students = [
-            Student(shape, self._cut(base, shape, importance))
-            for shape in shapes(encoder.sizes(), importance, table, last_row_only=encoder.reader() is not None)
-        ]
+        cutter = self._cutter(base, lesson)
+        shapes = cutter.shapes()
+        key = key_of(self.objective)
+        every = self._measured(base, [(shape, cutter.cut(shape)) for shape in shapes], notes)
+        every.sort(key=lambda s: key(s.cost))
+        students = self._within(every, notes)
         self.say(f"{len(students)} candidates, from {students[0].shape} to {students[-1].shape}")
-        samples_a_second: list[float] = []
+        taught = tuple(students)
+        unit = portion(len(lesson.original))
         epoch = len(lesson.original) * (2 if lesson.augmented else 1)
-        every, reference, minimum = tuple(students), 0.0, 0.0
-        for rung, (share, most, slack) in enumerate(((0.3, 3, 3.0), (0.45, 2, 1.0), (0.9, 1, 0.5))):
-            left = share * self.seconds - (time.monotonic() - start)
-            rate = float(np.mean(samples_a_second)) if samples_a_second else 400.0
-            epochs = float(np.clip(left * rate / epoch / len(students), 1.0 if rung == 0 else 0.0, (3, 8, 40)[rung]))
-            if epochs < 0.5:
-                notes.append(f"rung {rung + 1} was left out: the time was up")
+        rate = self._rate(students[len(students) // 2], lesson)
+        students, thinned = self._fitting(students, unit / rate)
+        if thinned:
+            notes.append(f"only {len(students)} of {len(taught)} candidates are taught: the time is short")
+            taught = tuple(students)
+        for number, rung in enumerate(RUNGS):
+            if number:
+                students = survivors(students, self.allowed, rung, key)
+            needed = portions(len(students), number) * unit / rate
+            share = allowed_share(needed, self.seconds - sum(self._spent)) or (0.0 if number else _LEAST)
+            if share == 0.0:
+                notes.append(f"round {number + 1} was left out: the time was up (--search-budget)")
                 break
-            for student in list(students):
-                began = time.monotonic()
-                if rung and began - start > self.seconds:
-                    break
-                self._teach(student, lesson, round(epochs, 1), rung)
-                samples_a_second.append(epoch * round(epochs, 1) / max(time.monotonic() - began, 1e-3))
-            reference = self._reference(every)
-            minimum = reference - self.allowed(reference)
-            if rung < 2:
-                students = survivors(students, minimum, slack * (reference - minimum), most)
-        margin = 0.25 * (reference - minimum)
-        enough = [s for s in every if s.accuracy >= minimum + margin]
-        others = sorted((s for s in every if s not in enough), key=lambda s: -s.accuracy)
-        ranked = (*sorted(enough, key=lambda s: s.shape.predicted_ms), *others)
+            if share < 1:
+                notes.append(f"round {number + 1} was cut to {share:.0%}: the time is short (--search-budget)")
+            epochs, took = round(share * rung.portions * unit / epoch, 2), 0.0
+            for student in students:
+                took += self._teach(student, lesson, epochs, number, rung.learning_rate)
+            rate = len(students) * epochs * epoch / max(took, 1e-3)
+            self.say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
+        reference = self._reference(taught)
+        minimum = reference - self.allowed(reference)
+        ranked, margin = self._ranked(taught, reference, minimum, key)
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
-        return Found(ranked, reference, minimum, base, tuple(notes))
+        everyone = tuple(sorted(every, key=lambda s: key(s.cost)))
+        return Found(ranked, everyone, reference, minimum, base, tuple(notes), sum(self._spent))
+
+    def _rate(self, student: Student, lesson: Lesson) -> float:
+        """Samples a second that a candidate is taught, tried on a copy."""
+
+        def make(stage: Path) -> None:
+            self.tell("how fast this machine teaches", 0, 1)
+            samples = min(1024, len(lesson.original))
+            epochs = samples / (len(lesson.original) * (2 if lesson.augmented else 1))
+            module, schedule = copy_module(student.source), Schedule(epochs=epochs, seed=self.seed)
+            started = time.monotonic()
+            train(module, lesson.path, lesson.student[0], lesson.student[1:], schedule, name=str(student.shape))
+            (stage / "rate.json").write_text(json.dumps(samples / (time.monotonic() - started)))
+
+        key = {"student": student.source.digest, "train": self.train.digest, "machine": self.machine}
+        entry, _ = self.cache.get("teaching-rate", {**key, "versions": dict(self.versions)}, make)
+        return float(json.loads((entry / "rate.json").read_text()))
+
+    def _fitting(self, students: list[Student], portion_s: float) -> tuple[list[Student], bool]:
+        """As many candidates as there is time to tell apart: fewer are better than many that have learned nothing."""
+        left, count = self.seconds - sum(self._spent), len(students)
+        while len(students) > _FEW and allowed_share(portions(len(students), 0) * portion_s, left) < _ENOUGH:
+            students = students[::2] if len(students) % 2 else students[1::2]
+        return students, len(students) < count
+
+    def _ranked(
+        self, students: Sequence[Student], reference: float, minimum: float, key: Callable[[Cost], float]
+    ) -> tuple[tuple[Student, ...], float]:
+        """The order in which students are to be judged: the cheapest that is good enough, then the more accurate."""
+        # Samples that the source was trained on say less, and a bound asks for more than a point.
+        margin = (reference - minimum) * (1.0 if self.strict else 0.25 if self.clean else 0.5)
+        enough = [s for s in students if s.score >= minimum + margin - 1e-12]
+        pick = min(enough, key=lambda s: key(s.cost)) if enough else max(students, key=lambda s: s.score)
+        others = [s for s in front(students, key) if s is not pick and s.score > pick.score]
+        return (pick, *sorted(others, key=lambda s: -s.score)), margin
 
     def _base(self) -> tuple[Source, Lesson, list[str]]:
         if len(self.train) < MINIMUM:
             raise Left(f"{len(self.train)} training samples are too few to teach a student: at least {MINIMUM}")
-        if Encoder.of(self.root.module()) is None:
-            raise Left(f"{self.root.architecture} is no encoder that can be cut")
+        if self.root.load_module is None:
+            raise Left("an ONNX file cannot be taught: give the PyTorch model that it was made from")
         context = Context(threads=self.threads, seed=self.seed, train=self.train)
         notes = []
         try:
@@ -273,75 +359,196 @@ class Search:
         except Left as left:
             base = self.root
             notes.append(f"trim-vocabulary left out: {left}")
-        lesson = prepare_lesson(
-            self.root,
-            base,
-            self.train,
-            copies=copies_for(len(self.train)),
-            seed=self.seed,
-            cache=self.cache,
-            versions=self.versions,
-            progress=lambda done, total: self.tell("the source answers", done, total),
+        copies = copies_for(len(self.train))
+        # Before the answers, which take minutes: whether there is anything to cut.
+        if Encoder.of(self.root.module()) is None and not any(
+            isinstance(m, torch.nn.Linear | torch.nn.modules.conv._ConvNd) for m in self.root.module().modules()
+        ):
+            raise Left(f"{self.root.architecture} has no layer that is known to be cut")
+        lesson = self._timed(
+            {"lesson": copies, "teacher": self.root.digest, "train": self.train.digest},
+            lambda: prepare_lesson(
+                self.root,
+                base,
+                self.train,
+                copies=copies,
+                seed=self.seed,
+                cache=self.cache,
+                versions=self.versions,
+                progress=lambda done, total: self.tell("the source answers", done, total),
+            ),
         )
         return base, lesson, notes
 
+    def _cutter(self, base: Source, lesson: Lesson) -> Cutter:
+        encoder = Encoder.of(self.root.module())
+        self.tell("what matters, and what it costs", 0, 1)
+        if encoder is None:
+            if base.text is not None:
+                raise Left(f"{self.root.architecture} is no encoder that can be cut")
+            return channel_cutter(base, lesson.original, threads=self.threads, seed=self.seed)
+        sizes, rows = encoder.sizes(), int(np.median(lesson.original.sizes))
+
+        def make(stage: Path) -> None:
+            table = measure_table(sizes, rows=rows, threads=self.threads, seed=self.seed)
+            (stage / "table.json").write_text(json.dumps(dataclasses.asdict(table)))
+
+        key = {"sizes": sizes.to_json(), "rows": rows, "threads": self.threads, "machine": self.machine}
+        entry, _ = self.cache.get("latency-table", {**key, "versions": dict(self.versions)}, make)
+        stored = json.loads((entry / "table.json").read_text())
+        curves = {
+            name: Curve(tuple(stored[name]["sizes"]), tuple(stored[name]["ms"]))
+            for name in ("attention", "neurons", "one_row")
+        }
+        table = LatencyTable(**curves, rows=stored["rows"], detail=stored["detail"])
+        return encoder_cutter(self.root, base, lesson.original, table)
+
+    def _measured(self, base: Source, candidates: Sequence[tuple[Shape, Source]], notes: list[str]) -> list[Student]:
+        """Time all candidates side by side, before they are taught."""
+
+        def make(stage: Path) -> None:
+            models = {}
+            for place, (shape, source) in enumerate(candidates):
+                self.tell("candidates are timed", place, len(candidates) + 1)
+                try:
+                    models[str(place)] = quick_int8(source, threads=self.threads, reduce_range=self.reduce_range)
+                except LeptoError as error:
+                    notes.append(f"{shape} is left out: {error}")
+            singles, batches = timing_feeds(encode(self.dev.inputs, base.text), base)
+            costs = measure_costs(models, singles, batches, threads=self.threads, seed=self.seed) if models else {}
+            (stage / "costs.json").write_text(json.dumps({name: cost.to_json() for name, cost in costs.items()}))
+
+        key = {
+            "candidates": [source.digest for _, source in candidates],
+            "dev": self.dev.digest,
+            "threads": self.threads,
+            "seed": self.seed,
+            "machine": self.machine,
+            "reduce_range": self.reduce_range,
+            "versions": dict(self.versions),
+        }
+        entry = self._timed({"costs": key}, lambda: self.cache.get("costs", key, make)[0])
+        stored = json.loads((entry / "costs.json").read_text())
+        if not stored:
+            raise Left(f"no candidate could be exported: {notes[-1] if notes else ''}")
+        return [Student(*candidates[int(place)], Cost(**cost)) for place, cost in stored.items()]
+
+    def _within(self, students: list[Student], notes: list[str]) -> list[Student]:
+        """The candidates that keep the latency and size budgets."""
+        kept = [
+            s
+            for s in students
+            if (self.latency_ms is None or s.cost.p50_ms <= self.latency_ms)
+            and (self.size is None or s.cost.bytes <= self.size)
+        ]
+        limits = [
+            *([f"--latency-budget {self.latency_ms:g} ms"] if self.latency_ms is not None else []),
+            *([f"--size-budget {self.size / 1e6:g} MB"] if self.size is not None else []),
+        ]
+        if not kept:
+            closest = min(students, key=lambda s: max(
+                s.cost.p50_ms / self.latency_ms if self.latency_ms else 0, s.cost.bytes / self.size if self.size else 0
+            ))  # fmt: skip
+            rows = "\n".join(f"  {s.shape}: {s.cost.p50_ms:.3f} ms, {s.cost.bytes / 1e6:.2f} MB" for s in students)
+            raise LeptoError(
+                f"no candidate keeps {' and '.join(limits)}; what was measured, before any was taught:\n{rows}\n"
+                f"The closest is {closest.shape}: {closest.cost.p50_ms:.3f} ms, {closest.cost.bytes / 1e6:.2f} MB. "
+                "No package was written: allow more",
+                exit_code=1,
+            )
+        if limits:
+            notes.append(f"{len(kept)} of {len(students)} candidates keep {' and '.join(limits)}")
+        return kept
+
     def _reference(self, students: Sequence[Student]) -> float:
         """What the budget is counted from: the source where it has not seen the samples, else the best student."""
-        best = max(s.accuracy for s in students)
+        best = max(s.score for s in students)
         if not self.clean:
             return best
-        logits = logits_in_batches(self.root.runner(self.threads), self.dev, self.root.text, lambda _: None)
-        return float((logits.argmax(1) == self.dev.labels).mean())
+        return self._on_dev(self.root)
 
-    def _cut(self, base: Source, shape: Shape, importance: Importance) -> Source:
-        module = copy_module(base)
-        encoder = Encoder.of(module)
-        assert encoder is not None
-        encoder.cut(
-            Selection(
-                shape.layers,
-                tuple(most_important(importance.heads[i], n) for i, n in zip(shape.layers, shape.heads, strict=True)),
-                tuple(
-                    most_important(importance.neurons[i], n) for i, n in zip(shape.layers, shape.neurons, strict=True)
-                ),
-            )
-        )
-        return derive(base, module)
-
-    def _teach(self, student: Student, lesson: Lesson, epochs: float, rung: int) -> None:
+    def _on_dev(self, source: Source) -> float:
         def make(stage: Path) -> None:
-            module = copy_module(student.source)
-            schedule = Schedule(epochs=epochs, learning_rate=1e-3 if rung == 0 else 7e-4, seed=self.seed + rung)
-            train(
-                module,
-                lesson.path,
-                lesson.student[0],
-                lesson.student[1:],
-                schedule,
-                name=str(student.shape),
-                progress=lambda done, total: self.tell(f"teaching {student.shape}", done, total),
+            np.save(
+                stage / "logits.npy",
+                logits_in_batches(source.runner(self.threads), self.dev, source.text, lambda _: None),
             )
-            save(derive(student.source, module), stage)
+
+        key = {"dev": self.dev.digest, "model": source.digest, "root": self.root.digest}
+        entry, _ = self.cache.get("dev-logits", {**key, "versions": dict(self.versions)}, make)
+        logits = np.load(entry / "logits.npy")
+        if not np.isfinite(logits).all():
+            raise PassError("outputs on the development samples are not finite")
+        return self.score(logits, self.dev)
+
+    def _teach(self, student: Student, lesson: Lesson, epochs: float, number: int, learning_rate: float) -> float:
+        """Teach one student on; returns the seconds it took, or took when it was done."""
+        encoder = Encoder.of(student.source.module())
+        width = encoder.sizes().width if encoder is not None else 384
+        schedule = Schedule(
+            epochs=epochs, learning_rate=learning_rate * (384 / max(width, 384)) ** 0.5, seed=self.seed + number
+        )
+        what = f"round {number + 1}: {student.shape}"
+
+        def make(stage: Path) -> None:
+            from accelerate.utils import find_executable_batch_size  # type: ignore[import-untyped]  # it ships no types
+
+            def attempt(batch_size: int) -> None:
+                if batch_size < schedule.batch_size:
+                    self.say(f"memory ran out: batches of {batch_size}")
+                module = copy_module(student.source)
+                train(
+                    module,
+                    lesson.path,
+                    lesson.student[0],
+                    lesson.student[1:],
+                    dataclasses.replace(schedule, batch_size=batch_size),
+                    name=str(student.shape),
+                    progress=lambda done, total: self.tell(what, done, total),
+                )
+                save(dataclasses.replace(student.source, load_module=lambda: module, _made={}), stage)
+
+            started = time.monotonic()
+            find_executable_batch_size(attempt, starting_batch_size=schedule.batch_size)()
+            (stage / "seconds.json").write_text(json.dumps(time.monotonic() - started))
 
         key = {
             "student": student.source.digest,
             "teacher": self.root.digest,
             "train": self.train.digest,
-            "epochs": epochs,
-            "rung": rung,
-            "seed": self.seed,
+            "schedule": dataclasses.asdict(schedule),
             "versions": dict(self.versions),
         }
         entry, cached = self.cache.get("student", key, make)
+        took = float(json.loads((entry / "seconds.json").read_text()))
+        self._spent.append(took)
         student.source = load(self.root, entry)
-        student.epochs += epochs
-        run = student.source.runner(self.threads)
-        logits = logits_in_batches(run, self.dev, student.source.text, lambda _: None)
-        if not np.isfinite(logits).all():
-            raise PassError(f"{student.shape}: its outputs are not finite")
-        student.accuracy = float((logits.argmax(1) == self.dev.labels).mean())
-        student.history.append((student.epochs, student.accuracy))
+        student.epochs = round(student.epochs + epochs, 2)
+        student.score = self._on_dev(student.source)
+        student.history.append((student.epochs, student.score))
         self.say(
-            f"{student.shape}: {student.accuracy:.4f} on the development samples after {student.epochs:g} epochs"
-            f"{' (cached)' if cached else ''}"
+            f"{student.shape}: {student.score:.4f} on the development samples after {student.epochs:g} epochs, "
+            f"{student.cost.p50_ms:.3f} ms, {student.cost.bytes / 1e6:.1f} MB "
+            f"({'cached' if cached else f'{took:.0f} s'})"
         )
+        return took
+
+    def _timed(self, key: Mapping[str, Any], work: Callable[[], _T]) -> _T:
+        """Run something and remember how long it took the first time."""
+        started = time.monotonic()
+        result = work()
+        took = time.monotonic() - started
+
+        def make(stage: Path) -> None:
+            (stage / "seconds.json").write_text(json.dumps(took))
+
+        entry, _ = self.cache.get("took", {**key, "seed": self.seed, "versions": dict(self.versions)}, make)
+        self._spent.append(float(json.loads((entry / "seconds.json").read_text())))
+        return result
+
+    def _front_text(self, students: Sequence[Student], key: Callable[[Cost], float]) -> str:
+        best = [f"{s.score:.4f} at {s.cost.p50_ms:.3f} ms" for s in front(students, key)]
+        return f"the front is {', '.join(best)}"
+
+    def _left(self) -> str:
+        return f"{max(0.0, self.seconds - sum(self._spent)) / 60:.0f} min left"

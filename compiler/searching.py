@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.markup import escape
+from rich.table import Table
 
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Left
 from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.evaluate import Evaluator
 from lepto.compiler.pipeline import Budget, Candidate, Pipeline
-from lepto.compiler.recipe import seconds
-from lepto.compiler.search import Found, Search, Student, split_development
+from lepto.compiler.recipe import milliseconds, number_of_bytes, seconds
+from lepto.compiler.search import Found, Search, Student, front, key_of, split_development
 from lepto.compiler.source import Source
 from lepto.compiler.verify import encode
 from lepto.runtime.console import Output
+from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import PassRecord
 
 if TYPE_CHECKING:
@@ -24,7 +29,24 @@ if TYPE_CHECKING:
 
 _DEVELOPMENT_SHARE = 0.1
 _TRIES = 2
-"""How many students may see the evaluation data, in the order that the search has given them."""
+"""How many students may be judged on the evaluation data, in the order that the search has fixed before."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What came of a search.
+
+    Attributes:
+        student: What was compiled.
+        pipeline: What compiled it.
+        candidate: The result, with its metric on the evaluation data.
+        record: For the manifest.
+    """
+
+    student: Source
+    pipeline: Pipeline
+    candidate: Candidate
+    record: dict[str, Any]
 
 
 def search(
@@ -34,41 +56,24 @@ def search(
     cache: Cache,
     console: Output,
     versions: dict[str, str],
-) -> tuple[Source, Pipeline, Candidate] | None:
+) -> Searched | None:
     """Search, compile the best student, and judge it on the evaluation data.
 
     Returns:
-        The student, the pipeline that compiled it, and the result; None where no student keeps the budget, and the
-        source itself is to be compiled.
+        The student that keeps the budget; None where none does, and the source itself is to be compiled.
     """
-    from lepto.compiler.compile import _run_passes
+    from lepto.compiler.compile import run_passes
 
-    recipe, source = prepared.recipe, prepared.source
-    assert prepared.train is not None
-    assert recipe.search_budget is not None
-    train, dev = _splits(prepared)
-    tasks: dict[str, object] = {}
-    progress = evaluator.progress
-
-    def tell(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            for old in list(tasks.values()):
-                progress.remove_task(old)  # type: ignore[arg-type]
-            tasks.clear()
-            tasks[what] = progress.add_task(what, total=total)
-        progress.update(tasks[what], completed=done)  # type: ignore[arg-type]
-
+    recipe = prepared.recipe
     try:
-        found = Search(
-            source, train, dev, recipe.dev is not None, recipe.allowed_drop, seconds(recipe.search_budget),
-            recipe.threads, recipe.seed, cache, versions, lambda text: console.print(escape(text)), tell,
-        )()  # fmt: skip
+        train, dev = _splits(prepared)
+        found = _find(prepared, evaluator, train, dev, cache, console, versions)
     except Left as left:
-        console.print(f"[yellow]no search[/yellow]: {escape(str(left))}")
+        console.print(f"[yellow]no search[/yellow]: {escape(str(left))}; the source itself is compiled")
         return None
-    finally:
-        for task in tasks.values():
-            progress.remove_task(task)  # type: ignore[arg-type]
+    key = key_of(recipe.objective)
+    best = {id(s) for s in front([s for s in found.everyone if s.epochs], key)}
+    _show(found, best, console)
     for note in found.notes:
         console.print(f"note: {escape(note)}")
     for attempt, student in enumerate(found.ranked[:_TRIES], 1):
@@ -85,24 +90,134 @@ def search(
         )
         pipeline = Pipeline(student.source, context, judge, cache, console, steered, versions)
         pipeline.records.extend(_records(found, student))
-        candidate = _run_passes(pipeline, prepared)
+        candidate = run_passes(pipeline, prepared)
+        if over := over_limits(prepared, pipeline, candidate):
+            console.print(f"[yellow]{escape(str(student.shape))}[/yellow] is left out: {over}")
+            continue
         last = dataclasses.replace(evaluator, current=student.source)
         candidate.logits, _ = last.logits(candidate.model, "result")
         candidate.metric = last.metric(candidate.logits, "result")
-        if budget.keeps(candidate.metric):
-            console.print(f"evaluation data used {attempt} time{'s' if attempt > 1 else ''}")
-            return student.source, pipeline, candidate
+        if budget.keeps(candidate.metric, last.right(candidate.logits)):
+            record = {
+                "seconds": round(found.seconds, 1),
+                "objective": recipe.objective,
+                "reference": found.reference,
+                "minimum": found.minimum,
+                "candidates": [{**s.to_json(), "front": id(s) in best} for s in found.everyone],
+                "winner": student.shape.name,
+                "judged_on_evaluation_data": attempt,
+                "development_samples": len(dev),
+            }
+            console.print(f"students judged on the evaluation data: {attempt}")
+            return Searched(student.source, pipeline, candidate, record)
+        pipeline.rejected.append((candidate.metric, str(student.shape)))
         console.print(
-            f"[yellow]{escape(str(student.shape))}[/yellow] has {candidate.metric.value:.4f} on the evaluation data, "
-            f"at least {budget.minimum:.4f} is asked for"
+            f"[yellow]{escape(str(student.shape))}[/yellow] is over the budget on the evaluation data: "
+            f"{escape(budget.said(candidate.metric, last.right(candidate.logits)))}"
         )
     console.print("no student keeps the budget: the source itself is compiled")
     return None
 
 
+def _find(
+    prepared: Prepared,
+    evaluator: Evaluator,
+    train: Samples,
+    dev: Samples,
+    cache: Cache,
+    console: Output,
+    versions: dict[str, str],
+) -> Found:
+    recipe, progress = prepared.recipe, evaluator.progress
+    tasks: dict[str, Any] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            for old in tasks.values():
+                progress.remove_task(old)
+            tasks.clear()
+            tasks[what] = progress.add_task(what, total=total)
+        progress.update(tasks[what], completed=done)
+
+    assert recipe.search_budget is not None
+    try:
+        return Search(
+            root=prepared.source,
+            train=train,
+            dev=dev,
+            clean=recipe.dev is not None,
+            allowed=recipe.allowed_drop,
+            score=lambda logits, samples: float((logits.argmax(1) == samples.labels).mean()),
+            seconds=seconds(recipe.search_budget),
+            threads=recipe.threads,
+            seed=recipe.seed,
+            cache=cache,
+            versions=versions,
+            machine=evaluator.machine,
+            say=lambda text: console.print(escape(text)),
+            tell=tell,
+            objective=recipe.objective,
+            latency_ms=None if recipe.latency_budget is None else milliseconds(recipe.latency_budget),
+            size=None if recipe.size_budget is None else number_of_bytes(recipe.size_budget),
+            strict=recipe.confidence is not None,
+            reduce_range=prepared.reduce_range,
+        )()
+    finally:
+        for task in tasks.values():
+            progress.remove_task(task)
+
+
+def over_limits(prepared: Prepared, pipeline: Pipeline, candidate: Candidate) -> str:
+    """Which of the latency and size budgets a finished model does not keep; empty if it keeps them."""
+    recipe = prepared.recipe
+    measured = [r.p50_ms for r in pipeline.records if r.kept and r.p50_ms is not None]
+    if recipe.latency_budget is not None and measured and measured[-1] > milliseconds(recipe.latency_budget):
+        return f"{measured[-1]:.3f} ms is over --latency-budget {recipe.latency_budget}"
+    if recipe.size_budget is not None and candidate.model.bytes > number_of_bytes(recipe.size_budget):
+        return f"{candidate.model.bytes / 1e6:.2f} MB is over --size-budget {recipe.size_budget}"
+    return ""
+
+
+def check_limits(prepared: Prepared, pipeline: Pipeline, candidate: Candidate) -> None:
+    """Refuse what no student could replace.
+
+    Raises:
+        LeptoError: The source, compiled as it is, is over the latency or size budget (exit code 1).
+    """
+    if over := over_limits(prepared, pipeline, candidate):
+        raise LeptoError(
+            f"no candidate keeps both the accuracy and the budgets; the closest is the source itself, compiled: "
+            f"{over}. No package was written: allow more, or a larger --max-drop",
+            exit_code=1,
+        )
+
+
+def _show(found: Found, best: set[int], console: Output) -> None:
+    table = Table(title="candidates, by cost (* on the front)", title_justify="left", box=None)
+    table.add_column("")
+    table.add_column("shape")
+    for column in ("score", "epochs", "p50 ms", "p90 ms", "samples/s at 32", "MB"):
+        table.add_column(column, justify="right")
+    for student in found.everyone:
+        cost = student.cost
+        table.add_row(
+            "*" if id(student) in best else "",
+            escape(str(student.shape)),
+            f"{student.score:.4f}" if student.epochs else "not taught",
+            f"{student.epochs:g}",
+            f"{cost.p50_ms:.3f}",
+            f"{cost.p90_ms:.3f}",
+            f"{cost.throughput:,.0f}",
+            f"{cost.bytes / 1e6:.2f}",
+        )
+    console.print(table)
+
+
 def _splits(prepared: Prepared) -> tuple[Samples, Samples]:
     recipe, source, train = prepared.recipe, prepared.source, prepared.train
     assert train is not None
+    if train.labels.ndim == 1 and train.labels.dtype != object and len(np.unique(train.labels)) < 2:
+        raise Left(f"{train.origin}: all {len(train)} training samples have one label, which teaches nothing")
     if recipe.dev is None:
         return split_development(train, _DEVELOPMENT_SHARE, recipe.seed)
     dev = load_samples(
@@ -115,20 +230,27 @@ def _splits(prepared: Prepared) -> tuple[Samples, Samples]:
     return train, dev
 
 
-def _records(found: Found, student: Student) -> list[PassRecord]:
+def _records(found: Found, student: Student) -> Sequence[PassRecord]:
     """The student's own passes, for the manifest."""
     size = student.source.bytes
-    history = ", ".join(f"{accuracy:.4f} after {epochs:g} epochs" for epochs, accuracy in student.history)
+    history = ", ".join(f"{score:.4f} after {epochs:g} epochs" for epochs, score in student.history)
     trimmed = found.base.kept_tokens is not None
-    return [
+    return (
         PassRecord(pass_="trim-vocabulary", kept=trimmed, reason=found.notes[0], bytes=found.base.bytes, seconds=0.0),
-        PassRecord(pass_="prune", kept=True, reason=f"kept {student.shape}", bytes=size, seconds=0.0),
+        PassRecord(
+            pass_="prune",
+            kept=True,
+            reason=f"kept {student.shape}; timed as fused int8 before it was taught",
+            p50_ms=student.cost.p50_ms,
+            bytes=size,
+            seconds=0.0,
+        ),
         PassRecord(
             pass_="distill",
             options={"epochs": student.epochs},
             kept=True,
             reason=f"development samples: {history}; {found.notes[-1]}",
             bytes=size,
-            seconds=0.0,
+            seconds=round(found.seconds, 1),
         ),
-    ]
+    )

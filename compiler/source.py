@@ -26,6 +26,8 @@ from lepto.runtime.manifest import Preprocessing
 if TYPE_CHECKING:
     import torch
 
+    from lepto.compiler.channels import Cut
+
 Axes = Mapping[str, Mapping[int, str]]
 """For each input the names of its dynamic axes, by position; axis 0 is ``batch``."""
 
@@ -64,6 +66,7 @@ class Source:
         layers: Number of transformer layers, or None.
         maximum: Largest size of each dynamic axis but the batch.
         kept_tokens: For each token id the original one, where the vocabulary was trimmed; else None.
+        cut: The channels that are left of a pruned network; else None.
         load_module: Makes the PyTorch module; None for ONNX files.
         load_onnx: Reads the ONNX model; None for PyTorch.
         example: Inputs of batch 2 to trace with, by name.
@@ -84,6 +87,7 @@ class Source:
     layers: int | None = None
     maximum: Mapping[str, int] = field(default_factory=dict)
     kept_tokens: tuple[int, ...] | None = None
+    cut: Cut | None = None
     load_module: Callable[[], torch.nn.Module] | None = None
     load_onnx: Callable[[], OnnxModel] | None = None
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

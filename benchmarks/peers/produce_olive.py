@@ -26,7 +26,8 @@ def produce(job: Job) -> Production:
         },
         "quantization": {"type": "OnnxDynamicQuantization", "per_channel": True},
     }
-    run_workflow(
+    recipe = " -> ".join(str(options["type"]) for options in passes.values()) + ", eager attention, per channel"
+    run_workflow(  # it changes what it is given
         {
             "input_model": {
                 "type": "HfModel",
@@ -58,7 +59,7 @@ def produce(job: Job) -> Production:
     shutil.rmtree(work)
     shutil.rmtree(out)
     return Production(
-        recipe=" -> ".join(str(options["type"]) for options in passes.values()) + ", eager attention, per channel",
+        recipe=recipe,
         variants=(Variant("int8", "onnx", ("model.onnx", *(file.name for file in data))),),
     )
 

@@ -14,8 +14,7 @@ from torch.nn import functional
 from lepto.compiler.context import PassError
 from lepto.compiler.source import first_output
 from lepto.compiler.training.losses import distillation, feature_distance
-from lepto.compiler.training.pool import IGNORED, Features, Pool
-from lepto.runtime.machine import this_machine
+from lepto.compiler.training.pool import IGNORED, Features, Pool, reduced_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,8 @@ def train(
     rng = np.random.default_rng(schedule.seed)
     per_pool = [math.ceil(len(pool) / schedule.batch_size) for pool in (original, *augmented[:1])]
     steps = max(1, round(schedule.epochs * sum(per_pool)))
-    accelerator = Accelerator(mixed_precision="bf16" if _has_bf16() else "no")
+    # Its precision is a setting of the whole process, which may be set already: precision is chosen in _loss.
+    accelerator = Accelerator()
     optimizer = torch.optim.AdamW(_groups(student, schedule), lr=schedule.learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.rate(step, steps))
     model, optimizer, decay = accelerator.prepare(student, optimizer, decay)
@@ -145,18 +145,13 @@ def train(
     return losses
 
 
-def _has_bf16() -> bool:
-    """Whether products of bfloat16 run in hardware: on a GPU, or a CPU with AVX-512 BF16 (or AMX)."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return any("bf16" in name for name in this_machine().instruction_sets)
-
-
 def _loss(
     model: Any, seen: Features, pool: Pool, rows: Sequence[int], schedule: Schedule, device: torch.device
 ) -> torch.Tensor:
     inputs, logits, features, labels = pool.batch(rows)
-    output = first_output(model(**{name: tensor.to(device) for name, tensor in inputs.items()}))
+    with reduced_precision(device):
+        output = first_output(model(**{name: tensor.to(device) for name, tensor in inputs.items()}))
+    output = output.float()
     logits, labels = logits.to(device), labels.to(device)
     ours = output
     if output.ndim == 3:  # a label at every token: only real tokens count

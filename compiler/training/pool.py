@@ -12,6 +12,7 @@ import torch
 
 from lepto.compiler.source import first_output
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.machine import this_machine
 
 IGNORED = -100
 """The label of a sample, or of a token, that has none: torch's own default for cross-entropy."""
@@ -101,7 +102,7 @@ def teach(
     logits: dict[int, npt.NDArray[np.float32]] = {}
     features: dict[int, npt.NDArray[np.float32]] = {}
     device = next(teacher.parameters()).device
-    with torch.inference_mode(), Features(teacher, path) as seen:
+    with torch.inference_mode(), reduced_precision(device), Features(teacher, path) as seen:
         for start in range(0, len(order), batch):
             rows = order[start : start + batch].tolist()
             inputs = {name: tensor.to(device) for name, tensor in collate(rows).items()}
@@ -119,6 +120,18 @@ def teach(
                 progress(len(rows))
     count = len(order)
     return Targets([logits[i] for i in range(count)], [features[i] for i in range(count)] if features else [])
+
+
+def reduced_precision(device: torch.device) -> Any:
+    """Products in bfloat16 where the hardware has them: twice as fast, and answers are softened anyway."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16())
+
+
+def has_bf16() -> bool:
+    """Whether products of bfloat16 run in hardware: on a GPU, or a CPU with AVX-512 BF16 (or AMX)."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return any("bf16" in name for name in this_machine().instruction_sets)
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class Toy:
             "eval": str(self.eval),
             "threads": "1",
             "max-drop": "10%",
+            "search-budget": "0",
         } | changes
         return [part for name, value in values.items() for part in (f"--{name}", value)]
 

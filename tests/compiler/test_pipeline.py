@@ -27,7 +27,14 @@ from .conftest import LABELS, Toy, toy_rows
 
 
 def recipe(toy: Toy, **changes: Any) -> Recipe:
-    values = {"model": toy.model, "train": toy.train, "eval": toy.eval, "threads": 1, "max_drop": "10%"}
+    values = {
+        "model": toy.model,
+        "train": toy.train,
+        "eval": toy.eval,
+        "threads": 1,
+        "max_drop": "10%",
+        "search_budget": "0",
+    }
     return Recipe(**{k: v if isinstance(v, int | tuple | None) else str(v) for k, v in (values | changes).items()})
 
 

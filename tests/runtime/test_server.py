@@ -329,6 +329,14 @@ def test_a_new_name_is_served_and_a_broken_version_is_not(
     assert server.restarts == 0
 
 
+def _command(process: psutil.Process) -> str:
+    """Empty for one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
 @needs_server
 def test_a_dead_stub_is_noticed_and_replaced(served: tuple[Server, Path, list[str]]) -> None:
     server, root, said = served
@@ -338,7 +346,7 @@ def test_a_dead_stub_is_noticed_and_replaced(served: tuple[Server, Path, list[st
         config.write_text(config.read_text().replace("versions: 2", "versions: 1"))
     pid = server.pid
     assert pid is not None
-    stubs = [p for p in psutil.Process(pid).children(recursive=True) if "intents.model" in " ".join(p.cmdline())]
+    stubs = [p for p in psutil.Process(pid).children(recursive=True) if "intents.model" in _command(p)]
     assert stubs
     for stub in stubs:
         stub.kill()

@@ -1,0 +1,125 @@
+"""Shapes of a network without attention: the channels and hidden units that are worth their time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lepto.compiler.channel_groups import Groups
+from lepto.compiler.channel_importance import allot, counts, measure_channels, measure_costs
+from lepto.compiler.channels import find_groups, prune_channels
+from lepto.compiler.context import Left
+from lepto.compiler.cutter import Shape
+from lepto.compiler.derived import derive
+from lepto.compiler.model import OnnxModel
+from lepto.compiler.source import Source
+from lepto.compiler.training.pool import Pool
+from lepto.compiler.verify import runner
+from lepto.runtime.measure import interleave
+
+_SHARES = (0.7, 0.5, 0.35, 0.2, 0.1)
+"""Of what the whole network costs, what candidates are cut to."""
+
+_MANY = 12
+"""With more groups than this the table has two widths of each, not four."""
+
+
+@dataclass(frozen=True)
+class ChannelCutter:
+    """Cuts one network.
+
+    Attributes:
+        base: The network.
+        groups: What can be cut of it.
+        importance: Of each group's units.
+        table: For each group milliseconds of the whole network by channels kept.
+        left: Layers that cannot be cut, and why.
+    """
+
+    base: Source
+    groups: Groups
+    importance: Mapping[str, torch.Tensor]
+    table: Mapping[str, Mapping[int, float]]
+
+    def shapes(self) -> list[Shape]:
+        """Candidates that cost a share of the whole by the table, ascending by cost."""
+        channels = {group.name: group.channels for group in self.groups.groups}
+        whole = max(max(costs.values()) for costs in self.table.values())
+        # Groups share the products between them, so that what each saves alone does not add up: the most that can be
+        # saved together is taken as the scale.
+        most = sum(max(costs.values()) - min(costs.values()) for costs in self.table.values())
+        found: dict[tuple[tuple[str, int], ...], Shape] = {}
+        for share in _SHARES:
+            saving = (1 - share) * most
+            if saving <= 0:
+                continue
+            kept = allot(self.importance, self.table, channels, lambda name, n: self.table[name][n], saving)
+            if all(kept[name] == count for name, count in channels.items()):
+                continue
+            total, of = sum(kept.values()), sum(channels.values())
+            key = tuple(sorted(kept.items()))
+            found[key] = Shape(f"{total} of {of} channels in {len(channels)} groups", whole * share, kept)
+        if not found:
+            raise Left("no narrower width of any layer was measured to be faster")
+        return sorted(found.values(), key=lambda shape: shape.predicted_ms)
+
+    def cut(self, shape: Shape) -> Source:
+        """A new source with the most important channels of that shape."""
+        module, cut = prune_channels(
+            self.base.module(), example_tensors(self.base), self.groups, self.importance, keep=shape.what
+        )
+        return derive(self.base, module, cut=cut)
+
+
+def channel_cutter(base: Source, pool: Pool, *, threads: int, seed: int, round_to: int = 8) -> ChannelCutter:
+    """Find what can be cut of a network, what matters of it, and what each width costs.
+
+    Raises:
+        Left: Nothing can be cut, with the reasons.
+    """
+    module, example = base.module(), example_tensors(base)
+    groups = find_groups(module, example)
+    importance = measure_channels(module, groups, pool)
+    steps = 4 if len(groups.groups) <= _MANY else 2
+    table = measure_costs(
+        module, example, groups, lambda narrow: quick_ms(narrow, base, threads, seed), round_to=round_to, steps=steps
+    )
+    # What is measured to cost more than the whole is noise, and would be taken for a price.
+    return ChannelCutter(
+        base,
+        groups,
+        importance,
+        {
+            group.name: {n: min(ms, table[group.name][group.channels]) for n, ms in table[group.name].items()}
+            for group in groups.groups
+            if set(counts(group, round_to, steps))
+        },
+    )
+
+
+def example_tensors(source: Source) -> dict[str, torch.Tensor]:
+    """The traced example as tensors."""
+    return {name: torch.from_numpy(np.array(array)) for name, array in source.example.items()}
+
+
+def quick_ms(module: torch.nn.Module, source: Source, threads: int, seed: int) -> float:
+    """Lower quartile of one sample through ONNX Runtime; exported by tracing, which is quick, for timing alone."""
+    import io
+    import warnings
+
+    example = {name: tensor[:1] for name, tensor in example_tensors(source).items()}
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, kwargs=example, f=buffer,  # type: ignore[arg-type]  # it takes a file, too
+            input_names=list(example), dynamo=False, opset_version=17, verbose=False
+        )  # fmt: skip
+    run = runner(OnnxModel(buffer.getvalue()), threads)
+    feed = {name: tensor.numpy() for name, tensor in example.items()}
+    seconds = interleave({"model": lambda _: run(feed)}, [{}], blocks=5, per_block=10, warmup=3, seed=seed)
+    # Other work on the machine only ever adds.
+    return float(np.quantile(seconds["model"], 0.25)) * 1e3

@@ -1,0 +1,133 @@
+"""Shapes of an encoder: few of its layers, with the heads and neurons that are worth their time, or half its width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lepto.compiler.cutter import Shape
+from lepto.compiler.derived import copy_module, derive
+from lepto.compiler.encoder import Encoder, Selection, Sizes
+from lepto.compiler.importance import Importance, measure_importance, most_important
+from lepto.compiler.latency import LatencyTable, fit_to_latency
+from lepto.compiler.source import Source
+from lepto.compiler.training.pool import Pool
+
+_SHARES = (1.0, 0.7, 0.45)
+"""Of what the kept layers cost, what their heads and neurons are cut to."""
+
+_UNIT = 64
+"""The width is cut to a multiple of this."""
+
+
+@dataclass(frozen=True)
+class EncoderCutter:
+    """Cuts one encoder.
+
+    Attributes:
+        base: What is cut: the source, or the source with a trimmed vocabulary.
+        sizes: Its sizes.
+        importance: Of its parts.
+        table: What they cost.
+        last_row_only: Whether its head reads one position.
+    """
+
+    base: Source
+    sizes: Sizes
+    importance: Importance
+    table: LatencyTable
+    last_row_only: bool
+
+    def shapes(self) -> list[Shape]:
+        """See :func:`encoder_shapes`."""
+        return encoder_shapes(self.sizes, self.importance, self.table, last_row_only=self.last_row_only)
+
+    def cut(self, shape: Shape) -> Source:
+        """A new source with the most important heads, neurons and dimensions of that shape."""
+        module = copy_module(self.base)
+        encoder = Encoder.of(module)
+        assert encoder is not None
+        sizes: Selected = shape.what
+        importance = self.importance
+        pairs = list(zip(sizes.layers, sizes.heads, sizes.neurons, strict=True))
+        encoder.cut(
+            Selection(
+                sizes.layers,
+                tuple(most_important(importance.heads[i], heads) for i, heads, _ in pairs),
+                tuple(most_important(importance.neurons[i], neurons) for i, _, neurons in pairs),
+                None if sizes.width == self.sizes.width else most_important(importance.width, sizes.width),
+            )
+        )
+        return derive(self.base, module)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """How much of an encoder is kept: its layers by index, and for each its heads and neurons; the width."""
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    neurons: tuple[int, ...]
+    width: int
+
+    def __str__(self) -> str:
+        """For people."""
+        pairs = [f"{h} heads + {n} neurons" for h, n in zip(self.heads, self.neurons, strict=True)]
+        each = f"{pairs[0]} each" if len(set(pairs)) == 1 and len(pairs) > 1 else ", ".join(pairs)
+        return f"layer{'s' if len(pairs) > 1 else ''} {'+'.join(map(str, self.layers))} ({each})"
+
+
+def encoder_cutter(root: Source, base: Source, pool: Pool, table: LatencyTable) -> EncoderCutter:
+    """Measure what matters in an encoder, with the source's own gradients on training samples."""
+    encoder = Encoder.of(root.module())
+    assert encoder is not None
+    return EncoderCutter(
+        base, encoder.sizes(), measure_importance(encoder, pool), table, last_row_only=encoder.reader() is not None
+    )
+
+
+def kept_layers(count: int, keep: int) -> tuple[int, ...]:
+    """Which of ``count`` layers are kept: the first and the last, and others evenly between; alone, the first."""
+    if not 1 <= keep <= count:
+        raise ValueError(f"keep must be in [1, {count}], got {keep}")
+    if keep == 1:
+        return (0,)
+    return tuple(int(i) for i in np.round(np.linspace(0, count - 1, keep)))
+
+
+def encoder_shapes(sizes: Sizes, importance: Importance, table: LatencyTable, *, last_row_only: bool) -> list[Shape]:
+    """Candidates from one layer to half of them, whole and cut to shares of their cost; ascending by cost."""
+    found: dict[Selected, Shape] = {}
+    half = max(1, (sizes.layers + 1) // 2)
+
+    def add(layers: tuple[int, ...], heads: Sequence[int], neurons: Sequence[int], width: int) -> None:
+        # The table holds whole widths; nearly all of a layer is products, whose cost falls with the width.
+        cost = (
+            width
+            / sizes.width
+            * sum(
+                table.layer_ms(h, n, last_row_only=last_row_only and place == len(layers) - 1)
+                for place, (h, n) in enumerate(zip(heads, neurons, strict=True))
+            )
+        )
+        chosen = Selected(layers, tuple(heads), tuple(neurons), width)
+        narrow = f", width {width} of {sizes.width}" if width != sizes.width else ""
+        found[chosen] = Shape(f"{chosen}{narrow}", cost, chosen)
+
+    for keep in sorted({1, min(2, sizes.layers), min(3, sizes.layers), half}):
+        layers = kept_layers(sizes.layers, keep)
+        heads = [importance.heads[i].double().numpy() for i in layers]
+        neurons = [importance.neurons[i].double().numpy() for i in layers]
+        whole = sum(
+            table.layer_ms(len(h), len(n), last_row_only=last_row_only and place == len(layers) - 1)
+            for place, (h, n) in enumerate(zip(heads, neurons, strict=True))
+        )
+        for share in _SHARES if keep < half or half <= 2 else _SHARES[:1]:
+            fitted = fit_to_latency(table, heads, neurons, share * whole, last_row_only=last_row_only, least_heads=2)
+            add(layers, *fitted, sizes.width)
+        narrow = sizes.width // 2 // _UNIT * _UNIT
+        if keep > 1 and last_row_only and len(importance.width) == sizes.width and narrow:
+            add(layers, [len(h) for h in heads], [len(n) // 2 for n in neurons], narrow)
+    return sorted(found.values(), key=lambda shape: shape.predicted_ms)
