@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.markup import escape
 
 from lepto.compiler.cache import Cache
@@ -22,7 +23,7 @@ from lepto.compiler.pipeline import Budget, Candidate, Pipeline, plan
 from lepto.compiler.recipe import DEFAULT_SEARCH, NO_SEARCH, Recipe
 from lepto.compiler.searching import check_limits, search
 from lepto.compiler.source import Source, open_source
-from lepto.compiler.statistics import paired_difference
+from lepto.compiler.statistics import PairedDifference, paired_difference, samples_needed
 from lepto.compiler.verify import encode
 from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
@@ -234,6 +235,10 @@ def run_prepared(
             if not budget.keeps(candidate.metric, evaluator.right(candidate.logits)):
                 pipeline.rejected.append((candidate.metric, "the float export"))
                 _refuse(pipeline)
+        difference, verdict = None, ""
+        if budget is not None and candidate.logits is not None:
+            difference, verdict = _non_inferiority(budget, evaluator.right(candidate.logits))
+            console.print(verdict)
         timing, speed_cached = evaluator.compare(None, candidate.model, "result")
         invariant = evaluator.batch_invariant(candidate.model)
         if speed_cached and all(record.cached or not record.kept for record in pipeline.records):
@@ -250,11 +255,8 @@ def run_prepared(
             agreement=None
             if source_logits is None or candidate.logits is None
             else agreement(source_logits, candidate.logits),
-            bound=None
-            if samples is None or source_logits is None or candidate.logits is None
-            else paired_difference(
-                source_logits.argmax(1) == samples.labels, candidate.logits.argmax(1) == samples.labels
-            ),
+            bound=difference,
+            verdict=verdict,
             speedup=_speedup(timing, source, recipe.threads),
             p50_ms=(timing.baseline_ms, timing.candidate_ms),
             batch_invariant=invariant,
@@ -360,6 +362,33 @@ def _speedup(timing: Timing, source: Source, threads: int) -> Speedup:
     ratio = timing.ratio
     against = f"{how}, {threads} threads, batch 1"
     return Speedup(value=ratio.value, low=ratio.low, high=ratio.high, against=against)
+
+
+def _non_inferiority(budget: Budget, right: npt.NDArray[np.bool_] | None) -> tuple[PairedDifference | None, str]:
+    """The paired difference to the source, and what may be claimed of it."""
+    if right is None or budget.right is None:
+        return None, f"non-inferiority: not tested, {budget.metric.name} is no share of right answers"
+    level = budget.confidence or 0.95
+    difference = paired_difference(budget.right, right, level)
+    said = (
+        f"paired difference {difference.value:+.4f}, one-sided {level:.0%} lower bound {difference.low:+.4f}, "
+        f"allowed -{budget.allowed_drop:.4f}"
+    )
+    least = samples_needed(0.0, min(max(budget.allowed_drop, 1e-6), 0.999), 1 - level)
+    if difference.n < least:
+        return difference, (
+            f"insufficient data: {difference.n} samples cannot show that no more than {budget.allowed_drop:.4f} is "
+            f"lost, even if every answer is the same: at least {least:,} could. {said}"
+        )
+    if difference.low >= -budget.allowed_drop:
+        return difference, f"not worse than the source by more than is allowed ({level:.0%}): {said}"
+    room = budget.allowed_drop + difference.value
+    needed = (
+        f"; some {samples_needed(difference.discordant_rate, room, 1 - level):,} samples would decide"
+        if room > 0
+        else ""
+    )
+    return difference, f"non-inferiority is not shown at {level:.0%}: {said}{needed}"
 
 
 def _metric_text(metric: Metric) -> str:

@@ -50,6 +50,7 @@ def assemble(
     metric: Metric | None,
     agreement: float | None,
     bound: PairedDifference | None,
+    verdict: str,
     speedup: Speedup,
     p50_ms: tuple[float, float],
     batch_invariant: bool,
@@ -69,6 +70,7 @@ def assemble(
             "only_source_right": bound.n10,
             "only_result_right": bound.n01,
             "n": bound.n,
+            "verdict": verdict,
         }
     manifest = Manifest(
         name=recipe.name or _name(output),

@@ -74,8 +74,17 @@ class Budget:
         """
         if metric.value < self.minimum - 1e-12:
             return False
+        if self.insufficient(right):
+            return False
         bound = self.bound(right)
         return bound is None or bound >= -self.allowed_drop - 1e-12
+
+    def insufficient(self, right: npt.NDArray[np.bool_] | None) -> int:
+        """How many samples a bound needs, where there are fewer; 0 where they suffice or no bound is asked for."""
+        if self.confidence is None or right is None:
+            return 0
+        least = samples_needed(0.0, min(max(self.allowed_drop, 1e-6), 0.999), 1 - self.confidence)
+        return least if len(right) < least else 0
 
     def bound(self, right: npt.NDArray[np.bool_] | None) -> float | None:
         """The one-sided lower bound of the paired difference at the level asked for; None where none is asked for."""
@@ -91,6 +100,11 @@ class Budget:
         assert right is not None
         assert self.right is not None
         assert self.confidence is not None
+        if least := self.insufficient(right):
+            return (
+                f"insufficient data: {len(right)} samples cannot decide, even if every answer is the same: at least "
+                f"{least:,} could"
+            )
         difference = paired_difference(self.right, right, self.confidence)
         room = self.allowed_drop + difference.value
         needed = samples_needed(difference.discordant_rate, room, 1 - self.confidence) if room > 0 else None

@@ -76,7 +76,7 @@ RUNGS = (Rung(1, 12, 1.0, 9.0, 1e-3), Rung(3, 4, 0.75, 1.0, 7e-4), Rung(5, 2, 0.
 
 
 _LEAST, _ENOUGH, _FEW = 0.05, 0.5, 3
-"""The least part of the plan for a first round; the part below which fewer candidates are taught; the fewest of them."""
+"""The least part of the plan for a first round; the part below which fewer candidates are taught, and the fewest."""
 
 
 @dataclass

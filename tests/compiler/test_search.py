@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from lepto.compiler import search
+from lepto.compiler.cache import Cache
+from lepto.compiler.costs import Cost
+from lepto.compiler.cut_encoder import encoder_shapes, kept_layers
+from lepto.compiler.cutter import Shape
 from lepto.compiler.data import Samples
 from lepto.compiler.encoder import Sizes
 from lepto.compiler.importance import Importance, gate_scores, most_important
 from lepto.compiler.latency import Curve, LatencyTable, fit_to_latency
-from lepto.compiler.recipe import seconds
-from lepto.compiler.search import Shape, Student, kept_layers, shapes, split_development, survivors
+from lepto.compiler.pipeline import Budget
+from lepto.compiler.recipe import make_recipe, milliseconds, number_of_bytes, seconds
+from lepto.compiler.search import (
+    RUNGS,
+    Rung,
+    Student,
+    allowed_share,
+    front,
+    key_of,
+    portion,
+    portions,
+    split_development,
+    survivors,
+)
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.manifest import Metric
 
 TABLE = LatencyTable(Curve((1, 4), (0.1, 0.4)), Curve((64, 256), (0.05, 0.2)), Curve((64, 256), (0.01, 0.04)), 15)
 
 
-def _student(ms: float, accuracy: float) -> Student:
-    return Student(Shape((0,), (1,), (64,), ms), None, accuracy)  # type: ignore[arg-type]
+FASTEST = key_of("latency")
+
+
+def _student(ms: float, score: float, size: int = 1, throughput: float = 1.0) -> Student:
+    cost = Cost(ms, 2 * ms, throughput, size)
+    return Student(Shape(f"{ms:g} ms", ms, None), None, cost, score)  # type: ignore[arg-type]
 
 
 def test_the_development_split_is_a_part_and_keeps_the_shares_of_the_labels() -> None:
@@ -44,12 +68,33 @@ def test_layers_are_kept_at_the_ends_and_evenly_between(count: int, keep: int, k
     assert kept_layers(count, keep) == kept
 
 
+def test_the_front_is_what_no_other_one_beats() -> None:
+    fast, dominated, best = _student(0.2, 0.90), _student(0.3, 0.89), _student(0.9, 0.95)
+    assert front([best, dominated, fast], FASTEST) == [fast, best]
+    small = _student(5.0, 0.8, size=0)
+    assert front([small, fast], key_of("size")) == [small, fast]
+    assert front([fast, _student(9.0, 0.9, throughput=7.0)], key_of("throughput"))[0].cost.throughput == 7.0
+
+
 def test_survivors_are_the_fastest_that_may_reach_it_and_the_best() -> None:
     hopeless, fast, dominated, best = (
         _student(0.1, 0.70), _student(0.2, 0.90), _student(0.3, 0.89), _student(0.9, 0.95)
     )  # fmt: skip
-    assert survivors([best, dominated, fast, hopeless], 0.92, 0.03, 3) == [fast, best]
-    assert survivors([best, fast], 0.94, 0.0, 1) == [best]
+    rung = Rung(1, 3, promise=0.5, slack=1.0, learning_rate=1e-3)
+    # Half of the errors are expected to go: 0.95 and 0.975, and two drops of 0.02 lie between them.
+    assert survivors([best, dominated, fast, hopeless], lambda _: 0.02, rung, FASTEST) == [fast, best]
+    assert survivors([best, fast], lambda _: 0.01, rung, FASTEST) == [best]
+    only = dataclasses.replace(rung, most=1)
+    assert survivors([best, fast], lambda _: 0.02, only, FASTEST) == [best]
+
+
+def test_a_plan_is_cut_in_steps_to_the_time_that_is_left() -> None:
+    assert allowed_share(100, 100) == 1.0
+    assert allowed_share(100, 99) == 0.7
+    assert allowed_share(100, 1) == 0.0
+    assert portion(10) < portion(10_000) < portion(10**6) == portion(10**7)
+    assert portions(20, 0) == sum(rung.portions * rung.most for rung in RUNGS)
+    assert portions(1, 1) == sum(rung.portions for rung in RUNGS[1:])
 
 
 def test_greedy_fit_keeps_what_matters_and_meets_the_budget() -> None:
@@ -65,10 +110,11 @@ def test_greedy_fit_keeps_what_matters_and_meets_the_budget() -> None:
 def test_candidates_ascend_in_cost_and_none_comes_twice() -> None:
     sizes = Sizes((4,) * 6, (256,) * 6, 32, 128, 1000, 64)
     importance = Importance([torch.rand(4) for _ in range(6)], [torch.rand(256) for _ in range(6)], torch.rand(128))
-    found = shapes(sizes, importance, TABLE, last_row_only=True)
+    found = encoder_shapes(sizes, importance, TABLE, last_row_only=True)
     costs = [shape.predicted_ms for shape in found]
     assert costs == sorted(costs)
-    assert len({(s.layers, s.heads, s.neurons) for s in found}) == len(found) >= 6
+    assert len({s.what for s in found}) == len({s.name for s in found}) == len(found) >= 8
+    assert {s.what.width for s in found} == {128, 64}
 
 
 def test_gate_scores_are_the_squared_derivative_by_a_gate() -> None:
@@ -104,3 +150,59 @@ def test_durations(text: str, value: float) -> None:
 def test_wrong_durations(text: str) -> None:
     with pytest.raises(ValueError, match="duration"):
         seconds(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1ms", 1), ("0.5 ms", 0.5), ("800us", 0.8), (".01s", 10)])
+def test_latencies(text: str, value: float) -> None:
+    assert milliseconds(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("5MB", 5e6), ("800kB", 8e5), ("4MiB", 4 * 2**20), ("1.5 GB", 1.5e9)])
+def test_sizes(text: str, value: float) -> None:
+    assert number_of_bytes(text) == value
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"latency_budget": "fast"}, "latency_budget: must be a time like 1ms"),
+        ({"size_budget": "-1MB"}, "size_budget: must be a size like 5MB"),
+        ({"size_budget": "5MB", "passes": "fuse"}, "leave either it or passes out"),
+        ({"size_budget": "5MB", "search_budget": "0"}, "leave search_budget: 0 out"),
+        ({"search_budget": "30m", "passes": "fuse"}, "leave either it or passes out"),
+        ({"objective": "beauty"}, "latency"),
+        ({"confidence": 1.5}, "confidence"),
+    ],
+)
+def test_contradictions_are_told(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(LeptoError, match=message):
+        make_recipe({"model": "here", **values})
+
+
+def test_a_bound_asks_for_more_than_a_point_estimate() -> None:
+    metric = Metric(name="accuracy", value=0.9, low=0.88, high=0.92, n=1000)
+    before = np.arange(1000) < 900
+    after = before.copy()
+    after[:30], after[900:925] = False, True  # 30 lost, 25 won
+    worse = metric.model_copy(update={"value": 0.895})
+    assert Budget(metric, 0.009).keeps(worse, after)
+    strict = Budget(metric, 0.009, 0.95, before)
+    assert not strict.keeps(worse, after)
+    assert strict.keeps(metric, before)
+    assert "samples would decide" in strict.said(worse, after)
+    assert "95% lower bound of -0.0" in strict.said(worse, after)
+
+
+def test_the_budget_of_nobody_names_the_closest(tmp_path: Path) -> None:
+    made = search.Search(
+        root=None, train=None, dev=None, clean=True, allowed=lambda _: 0.1, score=lambda *_: 0.0, seconds=1.0,
+        threads=1, seed=0, cache=Cache(tmp_path), versions={}, machine="", say=print, tell=lambda *_: None,
+        latency_ms=0.05, size=10,
+    )  # type: ignore[arg-type]  # only the budgets are read  # fmt: skip
+    near, far = _student(0.06, 0.0, size=11), _student(5.0, 0.0, size=1)
+    with pytest.raises(LeptoError, match=r"(?s)--latency-budget 0.05 ms and --size-budget.*closest is 0.06 ms") as told:
+        made._within([near, far], [])
+    assert told.value.exit_code == 1
+    notes: list[str] = []
+    assert dataclasses.replace(made, size=None, latency_ms=1.0)._within([near, far], notes) == [near]
+    assert notes == ["1 of 2 candidates keep --latency-budget 1 ms"]

@@ -1,0 +1,170 @@
+"""Whole searches on small models, really taught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lepto.compiler import Recipe, compile_model, search
+from lepto.compiler.data import Samples
+from lepto.runtime import Session, TextClassifier
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.verify import verify_package
+
+from .conftest import Lepto, Toy, toy_rows
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little teaching: these models learn in seconds."""
+    monkeypatch.setattr(search, "portion", lambda count: min(2 * count, 1500))
+
+
+def recipe(toy: Toy, **changes: Any) -> Recipe:
+    values = {"model": toy.model, "train": toy.train, "eval": toy.eval, "threads": 1, "max_drop": "10%"}
+    return Recipe(**{k: v if isinstance(v, int | float | None) else str(v) for k, v in (values | changes).items()})
+
+
+def test_without_passes_a_smaller_model_is_found_and_the_same_again(
+    toy: Toy, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, ...]] = []
+    score = search.Search._on_dev
+
+    def watch(self: search.Search, source: Any) -> float:
+        assert isinstance(self.train.inputs, tuple)
+        assert isinstance(self.dev.inputs, tuple)
+        seen.append(self.train.inputs + self.dev.inputs)
+        return score(self, source)
+
+    monkeypatch.setattr(search.Search, "_on_dev", watch)
+    package = compile_model(recipe(toy), tmp_path / "first")
+    # No peeking: no sample of the evaluation data reached the search, and so no label of one.
+    evaluation = {text for text, _ in toy_rows()[:60]}
+    assert seen
+    assert not evaluation & {text for texts in seen for text in texts}
+    records = {record.pass_: record for record in package.manifest.passes}
+    assert {"trim-vocabulary", "prune", "distill", "export"} <= {*records}
+    found = package.manifest.environment["search"]
+    assert found["winner"] in records["prune"].reason
+    assert found["winner"] in [c["shape"] for c in found["candidates"] if c["front"] or c["epochs"]]
+    assert found["judged_on_evaluation_data"] >= 1
+    assert {"score", "epochs", "p50_ms", "p90_ms", "throughput", "bytes"} <= {*found["candidates"][0]}
+    assert package.manifest.result.bytes < package.manifest.source.bytes
+    assert all(check.ok for check in verify_package(package))
+    assert TextClassifier(package)("please cancel it").label == "cancel order"
+
+    def teach(*_args: Any, **_options: Any) -> Any:
+        raise AssertionError("nothing is to be taught again")
+
+    monkeypatch.setattr(search, "train", teach)
+    again = compile_model(recipe(toy), tmp_path / "again")
+    assert again.manifest.result.digest == package.manifest.result.digest
+    assert again.manifest.environment["search"] == found
+
+
+def test_a_search_that_was_broken_off_goes_on_where_it_was(
+    toy: Toy, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[str] = []
+    real = search.train
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if len(taught) == 3:
+            raise KeyboardInterrupt
+        taught.append(options["name"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(search, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compile_model(recipe(toy), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    before = list(taught)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        taught.append(options["name"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(search, "train", counted)
+    compile_model(recipe(toy), tmp_path / "out")
+    # The trial of the speed and the first students are there; each other student of the first round comes once.
+    assert not set(before[1:]) & set(taught[len(before) : len(before) + 2])
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "table"])
+def test_channels_of_networks_without_attention(name: str, own_cache: Path, tmp_path: Path) -> None:
+    data = "table" if name == "table" else "digits"
+    package = compile_model(
+        Recipe(
+            model=f"tests.compiler.models_images:{name}",
+            task="image-classification" if data == "digits" else "tabular-classification",
+            train=f"tests.compiler.models_images:{data}_train",
+            eval=f"tests.compiler.models_images:{data}_eval",
+            threads=1,
+            max_drop="5%",
+        ),
+        tmp_path / name,
+    )
+    manifest = package.manifest
+    assert manifest.result.metric is not None
+    assert manifest.source.metric is not None
+    assert manifest.result.metric.value >= 0.95 * manifest.source.metric.value
+    assert all(check.ok for check in verify_package(package))
+    names = [record.pass_ for record in manifest.passes]
+    if "search" in manifest.environment:
+        assert "channels in" in manifest.environment["search"]["winner"]
+        assert names[1] == "prune"
+    else:  # nothing narrower was found to be faster, or good enough; then the source is compiled
+        assert names[0] == "export"
+    feed = {tensor.name: np.zeros([1, *tensor.shape[1:]], np.float32) for tensor in manifest.inputs}
+    assert np.isfinite(next(iter(Session(package).run(feed).values()))).all()
+
+
+def test_what_cannot_be_searched_is_compiled_as_it_is(toy: Toy, own_cache: Path, tmp_path: Path, lepto: Lepto) -> None:
+    few = tmp_path / "few.csv"
+    few.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in toy_rows()[60:90]))
+    flags = [flag for flag in toy.flags(train=str(few)) if flag not in ("--search-budget", "0")]
+    ran = lepto("compile", *flags, "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "no search: 27 training samples are too few to teach a student: at least 50" in ran.out
+    one = tmp_path / "one.csv"
+    one.write_text("text,label\n" + "".join(f"{text},get refund\n" for text, _ in toy_rows()[60:190]))
+    flags = [flag for flag in toy.flags(train=str(one)) if flag not in ("--search-budget", "0")]
+    ran = lepto("compile", *flags, "-o", tmp_path / "one")
+    assert ran.code == 0, ran.err
+    assert "all 130 training samples have one label, which teaches nothing" in ran.out.replace("\n", " ")
+
+
+def test_budgets_that_nobody_meets(toy: Toy, own_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(LeptoError, match=r"(?s)no candidate keeps --size-budget 0.001 MB.*The closest is") as told:
+        compile_model(recipe(toy, size_budget="1kB"), tmp_path / "out")
+    assert told.value.exit_code == 1
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(LeptoError, match="--latency-budget: a search needs data"):
+        compile_model(recipe(toy, latency_budget="1ms", train=None), tmp_path / "out")
+
+
+def test_ten_samples_claim_nothing(toy: Toy, own_cache: Path, tmp_path: Path, lepto: Lepto) -> None:
+    ten = tmp_path / "ten.csv"
+    ten.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in toy_rows()[:10]))
+    ran = lepto("compile", *toy.flags(eval=str(ten)), "--passes", "fuse,quantize-dynamic", "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "insufficient data: 10 samples" in ran.out.replace("\n", " ")
+    ran = lepto(
+        "compile", *toy.flags(eval=str(ten)), "--passes", "fuse,quantize-dynamic", "--confidence", "0.95",
+        "-o", tmp_path / "strict",
+    )  # fmt: skip
+    assert ran.code == 1
+    assert "insufficient data: 10 samples" in ran.err.replace("\n", " ")
+    assert not (tmp_path / "strict").exists()
+
+
+def test_labels_of_tokens_are_split_too() -> None:
+    labels = np.empty(20, dtype=object)
+    labels[:] = [[0, 1]] * 20
+    samples = Samples(tuple(map(str, range(20))), labels, "here")
+    train, dev = search.split_development(samples, 0.1, 0)
+    assert (len(train), len(dev)) == (18, 2)
