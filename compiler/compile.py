@@ -233,7 +233,8 @@ def run_prepared(
             candidate.metric = evaluator.metric(candidate.logits, "result")
             assert budget is not None
             if not budget.keeps(candidate.metric, evaluator.right(candidate.logits)):
-                pipeline.rejected.append((candidate.metric, "the float export"))
+                said = budget.said(candidate.metric, evaluator.right(candidate.logits))
+                pipeline.rejected.append((candidate.metric, "the float export", said))
                 _refuse(pipeline)
         difference, verdict = None, ""
         if budget is not None and candidate.logits is not None:
@@ -285,11 +286,11 @@ def run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
 
 def _refuse(pipeline: Pipeline) -> None:
     assert pipeline.budget is not None
-    metric, name = max(pipeline.rejected, key=lambda item: item[0].value)
+    metric, name, why = max(pipeline.rejected, key=lambda item: item[0].value)
     raise LeptoError(
         f"no candidate keeps the budget: the closest is {name} with {_metric_text(metric)}, "
         f"but at least {pipeline.budget.minimum:.4f} is asked for (source {pipeline.budget.metric.value:.4f}, "
-        f"--max-drop {pipeline.budget.allowed_drop:.4f}). No package was written: allow a larger --max-drop, or leave "
+        f"--max-drop {pipeline.budget.allowed_drop:.4f}): {why}. No package was written: allow a larger --max-drop, or leave "
         "--passes out",
         exit_code=1,
     )

@@ -142,7 +142,7 @@ class Pipeline:
         budget: None without evaluation data.
         versions: Versions of what makes models, part of every key.
         records: What was done, in order.
-        rejected: The candidates over the budget: metric and pass, for the closest one.
+        rejected: The candidates over the budget: metric, pass, and why.
     """
 
     source: Source
@@ -153,7 +153,7 @@ class Pipeline:
     budget: Budget | None
     versions: dict[str, str]
     records: list[PassRecord] = field(default_factory=list)
-    rejected: list[tuple[Metric, str]] = field(default_factory=list)
+    rejected: list[tuple[Metric, str, str]] = field(default_factory=list)
 
     def export(self) -> OnnxModel:
         """Export the source and prove it; records the step."""
@@ -204,8 +204,9 @@ class Pipeline:
             assert self.budget is not None
             right = self.evaluator.right(logits)
             if not self.budget.keeps(metric, right):
-                self.rejected.append((metric, step.name))
-                reasons.append(f"over the budget: {self.budget.said(metric, right)}")
+                why = self.budget.said(metric, right)
+                self.rejected.append((metric, step.name, why))
+                reasons.append(f"over the budget: {why}")
                 self._record(step.name, options, False, "; ".join(reasons), model, start, cached, metric)
                 return None
         timing, speed_cached = self.evaluator.compare(parent, model, step.name)

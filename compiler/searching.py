@@ -100,6 +100,7 @@ def search(
         if budget.keeps(candidate.metric, last.right(candidate.logits)):
             record = {
                 "seconds": round(found.seconds, 1),
+                "peak_memory_bytes": peak_memory(),
                 "objective": recipe.objective,
                 "reference": found.reference,
                 "minimum": found.minimum,
@@ -110,13 +111,21 @@ def search(
             }
             console.print(f"students judged on the evaluation data: {attempt}")
             return Searched(student.source, pipeline, candidate, record)
-        pipeline.rejected.append((candidate.metric, str(student.shape)))
         console.print(
             f"[yellow]{escape(str(student.shape))}[/yellow] is over the budget on the evaluation data: "
             f"{escape(budget.said(candidate.metric, last.right(candidate.logits)))}"
         )
     console.print("no student keeps the budget: the source itself is compiled")
     return None
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _find(

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from lepto.compiler.context import PassError
 from lepto.compiler.source import first_output
+from lepto.compiler.training.guide import Guide
 from lepto.compiler.training.losses import distillation, feature_distance
 from lepto.compiler.training.pool import IGNORED, Features, Pool, reduced_precision
 
@@ -73,6 +74,7 @@ def train(
     augmented: Sequence[Pool],
     schedule: Schedule,
     *,
+    guide: Guide | None = None,
     name: str = "student",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[float]:
@@ -84,6 +86,7 @@ def train(
         original: The training samples.
         augmented: Copies of them, of which each epoch reads the next one.
         schedule: How.
+        guide: Asks the teacher about hidden states and relations while the student learns.
         name: What to call it in errors.
         progress: Told after every step how many of how many are done.
 
@@ -101,7 +104,12 @@ def train(
     steps = max(1, round(schedule.epochs * sum(per_pool)))
     # Its precision is a setting of the whole process, which may be set already: precision is chosen in _loss.
     accelerator = Accelerator()
-    optimizer = torch.optim.AdamW(_groups(student, schedule), lr=schedule.learning_rate, fused=True)
+    groups = _groups(student, schedule)
+    if guide is not None:
+        guide.projections.to(accelerator.device)
+        guide.teacher.module.to(accelerator.device).eval()
+        groups.append({"params": guide.parameters(), "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.rate(step, steps))
     model, optimizer, decay = accelerator.prepare(student, optimizer, decay)
     model.train()
@@ -113,12 +121,15 @@ def train(
     done, epoch, losses = 0, 0, []
     with Features(student, path) as seen:
         while done < steps:
-            pools = [original, *([augmented[epoch % len(augmented)]] if augmented else [])]
-            batches = [(pool, rows) for pool in pools for rows in pool.batches(schedule.batch_size, rng)]
+            places = [0, *([1 + epoch % len(augmented)] if augmented else [])]
+            pools = {place: augmented[place - 1] if place else original for place in places}
+            batches = [(p, rows) for p in places for rows in pools[p].batches(schedule.batch_size, rng)]
             total = count = 0.0
             for index in rng.permutation(len(batches)):
-                pool, rows = batches[index]
-                loss = _loss(model, seen, pool, rows, schedule, accelerator.device)
+                place, rows = batches[index]
+                loss = _loss(model, seen, pools[place], rows, schedule, accelerator.device)
+                if guide is not None:
+                    loss = loss + guide.loss(place, rows, accelerator.device)
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise PassError(
@@ -138,6 +149,8 @@ def train(
             losses.append(total / max(count, 1))
             epoch += 1
     student.eval()
+    if guide is not None:
+        guide.close()
     for module, p in dropouts:
         module.p = p
     for parameter in student.parameters():
