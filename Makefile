@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint wheel bench bench-peers clean
+.PHONY: help install demo test lint wheel bench bench-search bench-peers clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ wheel: install  ## build the wheel into dist/
 
 bench: install  ## compile a real model, time it and store the result in benchmarks/baselines/
 	$(BIN)/python -m lepto.benchmarks.road
+
+bench-search: install  ## the default search on several data sets; the result is stored
+	$(BIN)/python -m lepto.benchmarks.searches
 
 bench-peers: install  ## other tools on the same model, side by side (PACKAGES="out/a out/b" adds packages)
 	$(BIN)/python -m lepto.benchmarks.peers $(foreach package,$(PACKAGES),--package $(package))

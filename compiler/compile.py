@@ -290,8 +290,8 @@ def _refuse(pipeline: Pipeline) -> None:
     raise LeptoError(
         f"no candidate keeps the budget: the closest is {name} with {_metric_text(metric)}, "
         f"but at least {pipeline.budget.minimum:.4f} is asked for (source {pipeline.budget.metric.value:.4f}, "
-        f"--max-drop {pipeline.budget.allowed_drop:.4f}): {why}. No package was written: allow a larger --max-drop, or leave "
-        "--passes out",
+        f"--max-drop {pipeline.budget.allowed_drop:.4f}): {why}. No package was written: allow a larger "
+        "--max-drop, or leave --passes out",
         exit_code=1,
     )
 
