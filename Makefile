@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint wheel bench bench-search bench-peers clean
+.PHONY: help install demo test lint wheel bench bench-search bench-ablation bench-peers clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ bench: install  ## compile a real model, time it and store the result in benchma
 
 bench-search: install  ## the default search on several data sets; the result is stored
 	$(BIN)/python -m lepto.benchmarks.searches
+
+bench-ablation: install  ## what each pass of a search bought, measured; the result is stored
+	$(BIN)/python -m lepto.benchmarks.ablation
 
 bench-peers: install  ## other tools on the same model, side by side (PACKAGES="out/a out/b" adds packages)
 	$(BIN)/python -m lepto.benchmarks.peers $(foreach package,$(PACKAGES),--package $(package))

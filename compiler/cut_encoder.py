@@ -32,6 +32,7 @@ class EncoderCutter:
         importance: Of its parts.
         table: What they cost.
         last_row_only: Whether its head reads one position.
+        strict: Whether shapes must be able to be as good as the source.
     """
 
     base: Source
@@ -39,10 +40,13 @@ class EncoderCutter:
     importance: Importance
     table: LatencyTable
     last_row_only: bool
+    strict: bool = False
 
     def shapes(self) -> list[Shape]:
         """See :func:`encoder_shapes`."""
-        return encoder_shapes(self.sizes, self.importance, self.table, last_row_only=self.last_row_only)
+        return encoder_shapes(
+            self.sizes, self.importance, self.table, last_row_only=self.last_row_only, strict=self.strict
+        )
 
     def cut(self, shape: Shape) -> Source:
         """A new source with the most important heads, neurons and dimensions of that shape."""
@@ -79,12 +83,19 @@ class Selected:
         return f"layer{'s' if len(pairs) > 1 else ''} {'+'.join(map(str, self.layers))} ({each})"
 
 
-def encoder_cutter(root: Source, base: Source, pool: Pool, table: LatencyTable) -> EncoderCutter:
+def encoder_cutter(
+    root: Source, base: Source, pool: Pool, table: LatencyTable, *, strict: bool = False
+) -> EncoderCutter:
     """Measure what matters in an encoder, with the source's own gradients on training samples."""
     encoder = Encoder.of(root.module())
     assert encoder is not None
     return EncoderCutter(
-        base, encoder.sizes(), measure_importance(encoder, pool), table, last_row_only=encoder.reader() is not None
+        base,
+        encoder.sizes(),
+        measure_importance(encoder, pool),
+        table,
+        last_row_only=encoder.reader() is not None,
+        strict=strict,
     )
 
 
@@ -97,8 +108,13 @@ def kept_layers(count: int, keep: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.round(np.linspace(0, count - 1, keep)))
 
 
-def encoder_shapes(sizes: Sizes, importance: Importance, table: LatencyTable, *, last_row_only: bool) -> list[Shape]:
-    """Candidates from one layer to half of them, whole and cut to shares of their cost; ascending by cost."""
+def encoder_shapes(
+    sizes: Sizes, importance: Importance, table: LatencyTable, *, last_row_only: bool, strict: bool = False
+) -> list[Shape]:
+    """Candidates from one layer to half of them, whole and cut to shares of their cost; ascending by cost.
+
+    Where a result must be as good as the source, from a third of the layers to all.
+    """
     found: dict[Selected, Shape] = {}
     half = max(1, (sizes.layers + 1) // 2)
 
@@ -116,7 +132,9 @@ def encoder_shapes(sizes: Sizes, importance: Importance, table: LatencyTable, *,
         narrow = f", width {width} of {sizes.width}" if width != sizes.width else ""
         found[chosen] = Shape(f"{chosen}{narrow}", cost, chosen)
 
-    for keep in sorted({1, min(2, sizes.layers), min(3, sizes.layers), half}):
+    few = {1, min(2, sizes.layers), min(3, sizes.layers), half}
+    many = {max(1, -(-sizes.layers // 3)), half, -(-3 * sizes.layers // 4), sizes.layers}
+    for keep in sorted(many if strict else few):
         layers = kept_layers(sizes.layers, keep)
         heads = [importance.heads[i].double().numpy() for i in layers]
         neurons = [importance.neurons[i].double().numpy() for i in layers]
@@ -124,10 +142,13 @@ def encoder_shapes(sizes: Sizes, importance: Importance, table: LatencyTable, *,
             table.layer_ms(len(h), len(n), last_row_only=last_row_only and place == len(layers) - 1)
             for place, (h, n) in enumerate(zip(heads, neurons, strict=True))
         )
-        for share in _SHARES if keep < half or half <= 2 else _SHARES[:1]:
+        shares = _SHARES[: 3 if keep < half or half <= 2 else 1]
+        if strict:
+            shares = _SHARES[1:] if keep == sizes.layers else _SHARES[:2]
+        for share in shares:
             fitted = fit_to_latency(table, heads, neurons, share * whole, last_row_only=last_row_only, least_heads=2)
             add(layers, *fitted, sizes.width)
         narrow = sizes.width // 2 // _UNIT * _UNIT
-        if keep > 1 and last_row_only and len(importance.width) == sizes.width and narrow:
+        if keep > 1 and not strict and last_row_only and len(importance.width) == sizes.width and narrow:
             add(layers, [len(h) for h in heads], [len(n) // 2 for n in neurons], narrow)
     return sorted(found.values(), key=lambda shape: shape.predicted_ms)

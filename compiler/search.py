@@ -401,7 +401,7 @@ class Search:
             for name in ("attention", "neurons", "one_row")
         }
         table = LatencyTable(**curves, rows=stored["rows"], detail=stored["detail"])
-        return encoder_cutter(self.root, base, lesson.original, table)
+        return encoder_cutter(self.root, base, lesson.original, table, strict=self.strict)
 
     def _measured(self, base: Source, candidates: Sequence[tuple[Shape, Source]], notes: list[str]) -> list[Student]:
         """Time all candidates side by side, before they are taught."""
@@ -522,12 +522,14 @@ class Search:
         entry, cached = self.cache.get("student", key, make)
         took = float(json.loads((entry / "seconds.json").read_text()))
         self._spent.append(took)
-        student.source = load(self.root, entry)
+        learned = load(self.root, entry)
+        score, before = self._on_dev(learned), student.score
         student.epochs = round(student.epochs + epochs, 2)
-        student.score = self._on_dev(student.source)
-        student.history.append((student.epochs, student.score))
+        student.history.append((student.epochs, score))
+        if not number or score >= before:  # more teaching can do harm, too
+            student.source, student.score = learned, score
         self.say(
-            f"{student.shape}: {student.score:.4f} on the development samples after {student.epochs:g} epochs, "
+            f"{student.shape}: {score:.4f} on the development samples after {student.epochs:g} epochs, "
             f"{student.cost.p50_ms:.3f} ms, {student.cost.bytes / 1e6:.1f} MB "
             f"({'cached' if cached else f'{took:.0f} s'})"
         )

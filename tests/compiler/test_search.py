@@ -115,6 +115,9 @@ def test_candidates_ascend_in_cost_and_none_comes_twice() -> None:
     assert costs == sorted(costs)
     assert len({s.what for s in found}) == len({s.name for s in found}) == len(found) >= 8
     assert {s.what.width for s in found} == {128, 64}
+    strict = encoder_shapes(sizes, importance, TABLE, last_row_only=True, strict=True)
+    assert {len(s.what.layers) for s in strict} == {2, 3, 5, 6}
+    assert strict[-1].predicted_ms > found[-1].predicted_ms
 
 
 def test_gate_scores_are_the_squared_derivative_by_a_gate() -> None:
