@@ -41,6 +41,14 @@ class Cache:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = cache_folder() if folder is None else folder
 
+    def has(self, step: str, key: Mapping[str, Any]) -> bool:
+        """Whether a step's result is there."""
+        return (self.folder / self._name(step, key)[0]).is_dir()
+
+    def _name(self, step: str, key: Mapping[str, Any]) -> tuple[str, str]:
+        text = json.dumps({"format": _FORMAT, "step": step, **key}, sort_keys=True)
+        return f"{step}-{hashlib.sha256(text.encode()).hexdigest()[:40]}", text
+
     def get(self, step: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> tuple[Path, bool]:
         """The folder of a step's result, made by ``make`` if it is not there yet.
 
@@ -52,8 +60,7 @@ class Cache:
         Returns:
             The folder, and whether it was there before.
         """
-        text = json.dumps({"format": _FORMAT, "step": step, **key}, sort_keys=True)
-        name = f"{step}-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
+        name, text = self._name(step, key)
         entry = self.folder / name
         if entry.is_dir():
             return entry, True

@@ -58,6 +58,9 @@ def compile_(
         float | None,
         typer.Option(help="Ask for the one-sided lower bound at this level (0.95) and not for the point estimate."),
     ] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Teach candidates side by side as Ray tasks: a number, or ray://host:port.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the package.")] = None,
     publish: Annotated[str | None, typer.Option(help="Model repository to publish the package into.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the package. [default: the output folder's]")] = None,
@@ -79,7 +82,7 @@ def compile_(
         "label_column": label_column, "target": target, "max_drop": max_drop, "threads": threads, "seed": seed,
         "passes": passes, "dev": dev, "search_budget": search_budget, "publish": publish, "name": name,
         "objective": objective, "latency_budget": latency_budget, "size_budget": size_budget,
-        "confidence": confidence,
+        "confidence": confidence, "workers": workers,
     }  # fmt: skip
     given = {flag: value for flag, value in flags.items() if value is not None}
     lines = {key: place for key, place in lines.items() if key not in given}

@@ -28,7 +28,7 @@ from lepto.compiler.verify import encode
 from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import this_machine
-from lepto.runtime.manifest import Metric, Speedup
+from lepto.runtime.manifest import FEATURE_EXTRACTION, Metric, Speedup
 from lepto.runtime.package import Package
 from lepto.runtime.targets import TARGETS, Target
 
@@ -71,12 +71,17 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     target = resolve_target(recipe.target)
     source = open_source(recipe.model, recipe.task)
-    read = {"text_column": recipe.text_column, "label_column": recipe.label_column, "labels": source.labels}
+    read = {
+        "text_column": recipe.text_column,
+        "label_column": recipe.label_column,
+        "labels": source.labels,
+        "task": source.task,
+    }
     train = load_samples(recipe.train, split="train", **read) if recipe.train else None  # type: ignore[arg-type]
     evaluation = load_samples(recipe.eval, split="test", **read) if recipe.eval else None  # type: ignore[arg-type]
     for samples in (train, evaluation):
         _check_inputs(samples, source)
-    if evaluation is not None and len(np.unique(evaluation.labels)) < 2:
+    if evaluation is not None and evaluation.one_label:
         raise LeptoError(f"{evaluation.origin}: all {len(evaluation)} samples have one label, which shows nothing")
     notes = []
     names: tuple[str, ...]
@@ -196,7 +201,7 @@ def run_prepared(
         if samples is not None:
             source_logits, cached = evaluator.source_logits()
             source_metric = evaluator.metric(source_logits, "source")
-            _check_source(source_metric, source_logits.shape[1])
+            _check_source(source_metric, source_logits.shape[-1])
             budget = Budget(
                 source_metric,
                 recipe.allowed_drop(source_metric.value),
@@ -254,7 +259,7 @@ def run_prepared(
             source_metric=source_metric,
             metric=candidate.metric,
             agreement=None
-            if source_logits is None or candidate.logits is None
+            if source_logits is None or candidate.logits is None or source.task == FEATURE_EXTRACTION
             else agreement(source_logits, candidate.logits),
             bound=difference,
             verdict=verdict,
@@ -297,7 +302,9 @@ def _refuse(pipeline: Pipeline) -> None:
 
 
 def _check_source(metric: Metric, classes: int) -> None:
-    if metric.high <= 1 / classes:
+    if metric.name == "f1" and metric.value == 0:
+        raise LeptoError("the source itself finds no entity of the evaluation data. Is it the right data?")
+    if metric.name == "accuracy" and metric.high <= 1 / classes:
         raise LeptoError(
             f"the source itself is worse than chance on the evaluation data: {_metric_text(metric)}, chance is "
             f"{1 / classes:.4f}. Is it the right data, or is the order of labels another?"

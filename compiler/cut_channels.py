@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lepto.compiler.channel_groups import Groups
-from lepto.compiler.channel_importance import allot, counts, measure_channels, measure_costs
-from lepto.compiler.channels import find_groups, prune_channels
+from lepto.compiler.channel_importance import allot, measure_channels, measure_costs
+from lepto.compiler.channels import find_groups, prune_channels, rounded
 from lepto.compiler.context import Left
 from lepto.compiler.cutter import Shape
 from lepto.compiler.derived import derive
@@ -22,6 +22,9 @@ from lepto.runtime.measure import interleave
 
 _SHARES = (0.7, 0.5, 0.35, 0.2, 0.1)
 """Of what the whole network costs, what candidates are cut to."""
+
+_EVEN = (0.75, 0.5, 0.375, 0.25, 0.125)
+"""Of its channels, what every layer keeps in the candidates beside those: the table holds one layer's cut at a time."""
 
 _MANY = 12
 """With more groups than this the table has two widths of each, not four."""
@@ -36,16 +39,17 @@ class ChannelCutter:
         groups: What can be cut of it.
         importance: Of each group's units.
         table: For each group milliseconds of the whole network by channels kept.
-        left: Layers that cannot be cut, and why.
+        round_to: Channels are kept in multiples of this.
     """
 
     base: Source
     groups: Groups
     importance: Mapping[str, torch.Tensor]
     table: Mapping[str, Mapping[int, float]]
+    round_to: int = 8
 
     def shapes(self) -> list[Shape]:
-        """Candidates that cost a share of the whole by the table, ascending by cost."""
+        """Candidates that cost a share of the whole by the table, and evenly narrower ones; ascending by cost."""
         channels = {group.name: group.channels for group in self.groups.groups}
         whole = max(max(costs.values()) for costs in self.table.values())
         # Groups share the products between them, so that what each saves alone does not add up: the most that can be
@@ -62,8 +66,15 @@ class ChannelCutter:
             total, of = sum(kept.values()), sum(channels.values())
             key = tuple(sorted(kept.items()))
             found[key] = Shape(f"{total} of {of} channels in {len(channels)} groups", whole * share, kept)
+        for keep in _EVEN:
+            kept = {g.name: rounded(g.channels, keep, self.round_to, g.tied) for g in self.groups.groups}
+            total, of = sum(kept.values()), sum(channels.values())
+            key = tuple(sorted(kept.items()))
+            if total < of and key not in found:
+                name = f"{total} of {of} channels, evenly, in {len(channels)} groups"
+                found[key] = Shape(name, whole - (1 - keep) * most, kept)
         if not found:
-            raise Left("no narrower width of any layer was measured to be faster")
+            raise Left("no layer can be narrower")
         return sorted(found.values(), key=lambda shape: shape.predicted_ms)
 
     def cut(self, shape: Shape) -> Source:
@@ -95,8 +106,8 @@ def channel_cutter(base: Source, pool: Pool, *, threads: int, seed: int, round_t
         {
             group.name: {n: min(ms, table[group.name][group.channels]) for n, ms in table[group.name].items()}
             for group in groups.groups
-            if set(counts(group, round_to, steps))
         },
+        round_to,
     )
 
 

@@ -16,24 +16,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lepto.compiler.tagged import conll_rows, read_row
+from lepto.compiler.words import Words
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.manifest import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
-_READERS = ".csv, .tsv, .jsonl, .parquet"
+_READERS = ".csv, .tsv, .jsonl, .parquet, .conll"
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled samples of one split.
+    """Samples of one split.
 
     Attributes:
-        inputs: N texts, or the model's inputs as arrays ``[N, ...]`` by name.
-        labels: [N] indices into the model's labels.
+        inputs: N texts, N rows of words, or the model's inputs as arrays ``[N, ...]`` by name.
+        labels: [N] indices into the model's labels; for rows of words [N] objects, each the indices of its words; for
+            vectors [N, W] those to come close to, W = 0 where only the source can say them.
         origin: Where they came from, for messages.
+        names: The model's labels, where the metric depends on what they say.
     """
 
-    inputs: tuple[str, ...] | Mapping[str, npt.NDArray[np.generic]]
-    labels: npt.NDArray[np.int64]
+    inputs: tuple[str | Words, ...] | Mapping[str, npt.NDArray[np.generic]]
+    labels: npt.NDArray[Any]
     origin: str
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         """N."""
@@ -42,7 +48,8 @@ class Samples:
     @cached_property
     def digest(self) -> str:
         """Sha256 over the samples themselves, wherever they came from."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.labels).tobytes())
+        rows = self.labels if self.labels.dtype == object else [self.labels]  # objects have no bytes of their own
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(row).tobytes() for row in rows))
         if isinstance(self.inputs, Mapping):
             for name in sorted(self.inputs):
                 array = np.ascontiguousarray(self.inputs[name])
@@ -50,56 +57,89 @@ class Samples:
                 digest.update(array.tobytes())
         else:
             for text in self.inputs:
-                raw = text.encode()
-                digest.update(len(raw).to_bytes(8, "little"))
-                digest.update(raw)
+                if not isinstance(text, str):
+                    digest.update(f"{len(text)} words".encode())
+                for part in (text,) if isinstance(text, str) else text:
+                    raw = part.encode()
+                    digest.update(len(raw).to_bytes(8, "little"))
+                    digest.update(raw)
         return digest.hexdigest()
+
+    @property
+    def one_label(self) -> bool:
+        """Whether all samples, or all their words, have one label, which shows nothing and teaches nothing."""
+        if self.labels.ndim != 1:
+            return False
+        return len(np.unique(np.concatenate(self.labels) if self.labels.dtype == object else self.labels)) < 2
 
 
 def load_samples(
-    reference: str, *, text_column: str, label_column: str, labels: Sequence[str] | None, split: str
+    reference: str,
+    *,
+    text_column: str,
+    label_column: str,
+    labels: Sequence[str] | None,
+    split: str,
+    task: str = TEXT_CLASSIFICATION,
 ) -> Samples:
     """Read one split.
 
     Args:
         reference: A ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file, a ``datasets`` id (``name``,
             ``name:config``), or ``package.module:factory``. A factory returns the rows as mappings, or for models that
-            take no text ``(inputs, labels)``: arrays ``[N, ...]`` by input name, and ``[N]`` label indices.
-        text_column: The column of the text.
-        label_column: The column of the label: its name, or for integers its index.
+            take no text ``(inputs, labels)``: arrays ``[N, ...]`` by input name, and ``[N]`` label indices. Rows of
+            words can also stand in a ``.conll`` file.
+        text_column: The column of the text; for token classification a list of words, or a text with spaces between.
+        label_column: The column of the label: its name, or for integers its index; for token classification as many
+            as words; not read for feature extraction.
         labels: The model's labels in the order of its outputs; None for models that name none.
         split: Which split of a ``datasets`` id is read.
+        task: The model's.
 
     Raises:
         LeptoError: The data cannot be read, has no rows, lacks a column, or has a label that the model does not know.
     """
     path = Path(reference)
-    if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".parquet") or path.exists():
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".conll") or path.exists():
         rows = list(_file_rows(path, (text_column, label_column)))
     elif ":" in reference and _is_module(reference):
         made = call_factory(reference, "data")
         if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Mapping):
+            if task == FEATURE_EXTRACTION:
+                raise LeptoError(f"{reference}: vectors are judged on texts only: give rows with {text_column!r}")
             return _arrays(reference, made[0], made[1], labels)
         rows = list(_factory_rows(reference, made))
     else:
         rows = list(_dataset_rows(reference, split))
     if not rows:
         raise LeptoError(f"{reference} has no rows: give a file with a header line and at least one sample")
-    texts, indices = [], []
+    texts: list[str | Words] = []
+    indices: list[Any] = []
     lookup = _Labels(labels, label_column)
+    needed = (text_column,) if task == FEATURE_EXTRACTION else (text_column, label_column)
     for where, row in rows:
-        for column in (text_column, label_column):
+        for column in needed:
             if column not in row or row[column] is None:
                 _no_column(reference, where, column, row)
-        text = row[text_column]
-        if not isinstance(text, str):
-            raise LeptoError(f"{reference}, {where}: column {text_column!r} must be text, got {type(text).__name__}")
-        texts.append(text)
         try:
-            indices.append(lookup(row[label_column]))
+            if task == TOKEN_CLASSIFICATION:
+                words, own = read_row(row, text_column, label_column, lookup)
+                texts.append(words)
+                indices.append(own)
+                continue
+            text = row[text_column]
+            if not isinstance(text, str):
+                raise ValueError(f"column {text_column!r} must be text, got {type(text).__name__}")
+            texts.append(text)
+            indices.append([] if task == FEATURE_EXTRACTION else lookup(row[label_column]))
         except ValueError as error:
             raise LeptoError(f"{reference}, {where}: {error}") from None
-    return Samples(tuple(texts), np.array(indices, dtype=np.int64), reference)
+    if task == TOKEN_CLASSIFICATION:
+        objects = np.empty(len(indices), dtype=object)
+        objects[:] = indices
+        return Samples(tuple(texts), objects, reference, None if labels is None else tuple(labels))
+    dtype = np.float32 if task == FEATURE_EXTRACTION else np.int64
+    return Samples(tuple(texts), np.array(indices, dtype=dtype), reference)
 
 
 class _Labels:
@@ -180,6 +220,8 @@ def _file_rows(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
             yield from _json_lines(path)
         elif kind == ".parquet":
             yield from _parquet(path, columns)
+        elif kind == ".conll":
+            yield from conll_rows(path, columns)
         else:
             raise LeptoError(f"{path}: unknown kind of file {kind or 'without suffix'!r}; read are {_READERS}")
     except UnicodeDecodeError as error:
@@ -256,13 +298,15 @@ def _dataset_rows(reference: str, split: str) -> Iterator[Row]:
         ) from error
     features = loaded.features
     for number, row in enumerate(loaded, 1):
-        named = {
-            key: features[key].int2str(value)
-            if isinstance(features[key], datasets.ClassLabel) and value >= 0
-            else value
-            for key, value in row.items()
-        }
-        yield f"row {number}", named
+        yield f"row {number}", {key: _named(features[key], value, datasets.ClassLabel) for key, value in row.items()}
+
+
+def _named(feature: Any, value: Any, class_label: type) -> Any:
+    """A label, or each of a list of labels, by its name: the model may number them otherwise."""
+    if isinstance(value, list):
+        inner = getattr(feature, "feature", None)
+        return [_named(inner, item, class_label) for item in value]
+    return feature.int2str(value) if isinstance(feature, class_label) and value >= 0 else value  # type: ignore[attr-defined]
 
 
 def _arrays(reference: str, inputs: Mapping[str, Any], labels: Any, names: Sequence[str] | None) -> Samples:

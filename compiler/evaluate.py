@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from lepto.compiler.cache import Cache
 from lepto.compiler.context import Feed, PassError
 from lepto.compiler.data import Samples
 from lepto.compiler.export.onnx import proof_feeds
+from lepto.compiler.metrics import decisions, metric
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import Source
 from lepto.compiler.statistics import Ratio, ratio_interval
@@ -23,15 +25,15 @@ from lepto.compiler.verify import (
     PARITY_ATOL,
     PARITY_RTOL,
     Parity,
-    accuracy,
     encode,
+    first_places,
     logits_in_batches,
     logits_one_by_one,
     pad,
     parity,
     runner,
 )
-from lepto.runtime.manifest import Metric
+from lepto.runtime.manifest import FEATURE_EXTRACTION, Metric
 from lepto.runtime.measure import interleave
 
 Logits = npt.NDArray[np.float32]
@@ -97,7 +99,7 @@ class Evaluator:
         return [{name: array[i : i + 1] for name, array in source.example.items()} for i in range(count)]
 
     def source_logits(self) -> tuple[Logits, bool]:
-        """[N, L] of the source; and whether the cache had them."""
+        """[N, L] of the source, for rows of words [N, W, L]; and whether the cache had them."""
         samples = self._samples()
 
         def make(stage: Path) -> None:
@@ -114,18 +116,22 @@ class Evaluator:
         def make(stage: Path) -> None:
             run = runner(model, self.threads)
             with _task(self.progress, f"{label}: metric", len(samples)) as advance:
-                np.save(stage / "logits.npy", logits_one_by_one(run, self.feeds(), advance))
+                first = first_places(samples.inputs, self.subject.text)
+                np.save(stage / "logits.npy", logits_one_by_one(run, self.feeds(), advance, first))
 
         return self._logits("metric", model.digest, make)
 
     def metric(self, logits: Logits, what: str) -> Metric:
-        """The task metric of outputs.
+        """The task metric of outputs; for vectors how close they come to the source's.
 
         Raises:
             PassError: Outputs are not finite or do not fit the labels.
         """
+        samples = self._samples()
+        if samples.labels.ndim == 2:
+            samples = dataclasses.replace(samples, labels=self.source_logits()[0])
         try:
-            return accuracy(logits, self._samples().labels)
+            return metric(logits, samples)
         except ValueError as error:
             raise PassError(f"{what}: {error}") from error
 
@@ -179,7 +185,8 @@ class Evaluator:
         def make(stage: Path) -> None:
             feeds = self.proof_feeds()
             with _task(self.progress, f"{label}: parity", 1):
-                proof = parity(runner(parent, self.threads), runner(model, self.threads), feeds)
+                decides = self.source.task != FEATURE_EXTRACTION
+                proof = parity(runner(parent, self.threads), runner(model, self.threads), feeds, decides=decides)
             (stage / "parity.json").write_text(json.dumps(asdict(proof)))  # Python reads back the infinity it writes
 
         entry, cached = self.cache.get("parity", {"parent": parent.digest, "model": model.digest, **self._key()}, make)
@@ -196,17 +203,19 @@ class Evaluator:
 
         def make(stage: Path) -> None:
             run, feeds = runner(model, self.threads), self.feeds()[:64]
-            alone = np.concatenate([run(feed) for feed in feeds])
-            together = []
+            alone = [row for feed in feeds for row in run(feed)]
+            together: list[Logits] = []
             for start in range(0, len(feeds), 8):
                 group = feeds[start : start + 8]
                 if self.subject.text is not None:
-                    together.append(run(pad([feed["input_ids"][0].tolist() for feed in group], self.subject.text)))
+                    together.extend(run(pad([feed["input_ids"][0].tolist() for feed in group], self.subject.text)))
                 else:
-                    together.append(run({name: np.concatenate([f[name] for f in group]) for name in group[0]}))
-            apart = np.abs(alone - np.concatenate(together))
-            same = bool((apart <= PARITY_ATOL + PARITY_RTOL * np.abs(alone).max()).all())
-            (stage / "invariant.json").write_text(json.dumps({"same": same, "max_abs": float(apart.max())}))
+                    together.extend(run({name: np.concatenate([f[name] for f in group]) for name in group[0]}))
+            size = max(float(np.abs(a).max(initial=0.0)) for a in alone)
+            # Where every token has an output, those of the padding are nobody's.
+            apart = max(float(np.abs(a - b[: len(a)]).max()) for a, b in zip(alone, together, strict=True))
+            same = apart <= PARITY_ATOL + PARITY_RTOL * size
+            (stage / "invariant.json").write_text(json.dumps({"same": same, "max_abs": apart}))
 
         key = {"model": model.digest, **self._key()}
         entry, _ = self.cache.get("invariance", key, make)
@@ -249,8 +258,9 @@ class _task:  # noqa: N801  (used like a function)
 
 
 def agreement(a: Logits, b: Logits) -> float:
-    """Fraction of rows with the same arg max, in [0, 1]."""
-    return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+    """Fraction of samples, or of their words, with the same arg max, in [0, 1]."""
+    same = decisions(a) == decisions(b)
+    return float(same.mean() if a.ndim == 2 else same[a.any(axis=-1) | b.any(axis=-1)].mean())
 
 
 def real_feeds(feeds: Sequence[Feed], count: int) -> list[Feed]:

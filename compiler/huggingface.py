@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import inspect
 import zipfile
@@ -15,16 +16,20 @@ import numpy as np
 from lepto.compiler.context import Feed
 from lepto.compiler.data import first_line
 from lepto.compiler.safety import check_safetensors
-from lepto.compiler.source import TEXT_CLASSIFICATION, Axes, Source, Text, read_json, text_digest
+from lepto.compiler.source import Axes, Source, Text, read_json, text_digest
+from lepto.compiler.words import with_prefix_space
 from lepto.runtime.errors import LeptoError
-from lepto.runtime.manifest import Preprocessing
+from lepto.runtime.manifest import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Preprocessing
 
 if TYPE_CHECKING:
     import torch
 
+    from lepto.compiler.embedding import Pooling
+
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab*", "merges.txt")
-_FILES = ("config.json", *_TOKENIZER, *_WEIGHTS, "*.safetensors", "pytorch_model-*.bin")
+_POOLING = ("modules.json", "*_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+_FILES = ("config.json", *_TOKENIZER, *_WEIGHTS, *_POOLING, "*.safetensors", "pytorch_model-*.bin")
 
 
 def open_huggingface(reference: str, task: str | None) -> Source:
@@ -66,13 +71,16 @@ def open_huggingface(reference: str, task: str | None) -> Source:
         raise LeptoError(f"{reference}: the task of {architecture} is not known: name it with --task")
     # transformers leaves id2label out of the file where it is the default, LABEL_0 and LABEL_1.
     labels = (labels_of(raw) or labels_of(config.to_dict())) if task.endswith("classification") else None
-    if task == TEXT_CLASSIFICATION:
+    if task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION):
         _check_single_label(config_file, config, labels)
     forward = set(inspect.signature(known.forward).parameters)
     text: Text | None = None
+    pooling: Pooling | None = None
     maximum: dict[str, int] = {}
     if (folder / "tokenizer.json").exists() or (folder / "tokenizer_config.json").exists():
-        text = text_of(folder, tuple(forward), _positions(known, config))
+        text = text_of(folder, tuple(forward), _positions(known, config), words=task == TOKEN_CLASSIFICATION)
+        if task == FEATURE_EXTRACTION:
+            text, pooling = _pooled(folder, text)
         example, axes = _text_example(config, text)
         maximum = {"sequence": text.preprocessing.max_length}
     elif "input_ids" in forward:
@@ -84,10 +92,13 @@ def open_huggingface(reference: str, task: str | None) -> Source:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     digest.update(text_digest(text))
+    if pooling is not None:
+        digest.update(repr(pooling).encode())
     return Source(
         kind="hugging-face",
         reference=reference,
-        description=f"{architecture} ({config.model_type}) from {folder.name if folder.exists() else reference}",
+        description=f"{architecture} ({config.model_type}) from {folder.name if folder.exists() else reference}"
+        + (f"; {pooling}" if pooling is not None else ""),
         architecture=architecture,
         task=task,
         digest=digest.hexdigest(),
@@ -99,17 +110,33 @@ def open_huggingface(reference: str, task: str | None) -> Source:
         example=example,
         layers=_layers(config),
         maximum=maximum,
-        load_module=lambda: _load(known, folder, weights),
+        load_module=lambda: _load(known, folder, weights, pooling),
     )
 
 
-def text_of(folder: Path, accepted: tuple[str, ...], positions: int | None) -> Text:
+def _pooled(folder: Path, text: Text) -> tuple[Text, Pooling]:
+    """A sentence encoder's pooling, and its tokenizer cut at the length that the folder asks for."""
+    from tokenizers import Tokenizer
+
+    from lepto.compiler.embedding import read_pooling
+
+    tokenizer = Tokenizer.from_str(text.tokenizer)
+    pooling = read_pooling(folder, lowercases=tokenizer.encode("Ab").ids == tokenizer.encode("ab").ids)
+    if "attention_mask" not in text.preprocessing.inputs:
+        raise LeptoError(f"{folder}: its tokenizer gives no attention_mask, which pooling needs")
+    longest = min(text.preprocessing.max_length, pooling.max_length or text.preprocessing.max_length)
+    cut = text.preprocessing.model_copy(update={"max_length": longest})
+    return dataclasses.replace(text, preprocessing=cut), pooling
+
+
+def text_of(folder: Path, accepted: tuple[str, ...], positions: int | None, *, words: bool = False) -> Text:
     """Read the tokenizer and its settings.
 
     Args:
         folder: Where ``tokenizer.json`` or another format lies.
         accepted: Names of the model's inputs, or of its forward function's arguments.
         positions: Longest sequence that the model has positions for, None if it has no limit.
+        words: Whether it reads rows of words.
     """
     import transformers
 
@@ -127,8 +154,9 @@ def text_of(folder: Path, accepted: tuple[str, ...], positions: int | None) -> T
     names = ("input_ids", "attention_mask", "token_type_ids")
     produced = set(tokenizer.model_input_names)
     return Text(
-        backend.to_str(),
+        with_prefix_space(backend.to_str()) if words else backend.to_str(),
         Preprocessing(
+            kind="words" if words else "text",
             max_length=longest,
             pad_id=int(tokenizer.pad_token_id),
             pad_type_id=int(getattr(tokenizer, "pad_token_type_id", 0) or 0),
@@ -234,7 +262,7 @@ def _task_of(architecture: type) -> str | None:
 
 
 def _check_single_label(file: Path, config: Any, labels: tuple[str, ...] | None) -> None:
-    problem = getattr(config, "problem_type", None)
+    problem = getattr(config, "problem_type", None)  # token classifiers have none
     if problem not in (None, "single_label_classification"):
         raise LeptoError(f"{file}: problem_type is {problem!r}; only single_label_classification can be compiled")
     if labels is None or len(labels) < 2:
@@ -297,9 +325,11 @@ def _dummy_example(config: Any, task: str, forward: set[str]) -> tuple[Feed, Axe
     return {n: generator.generate(n).numpy() for n in names[:1]}, {n: {0: "batch"} for n in names[:1]}
 
 
-def _load(known: Any, folder: Path, weights: list[Path]) -> torch.nn.Module:
+def _load(known: Any, folder: Path, weights: list[Path], pooling: Pooling | None) -> torch.nn.Module:
     import torch
 
+    # The pooler reads the first token for classifiers; sentence encoders are often saved without it.
+    without = {"add_pooling_layer": False} if pooling and _takes(known, "add_pooling_layer") else {}
     safetensors = any(file.suffix == ".safetensors" for file in weights)
     if not safetensors:
         for file in weights:
@@ -314,6 +344,7 @@ def _load(known: Any, folder: Path, weights: list[Path]) -> torch.nn.Module:
                 use_safetensors=safetensors,
                 dtype=torch.float32,
                 output_loading_info=True,
+                **without,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise LeptoError(f"{folder}: the model could not be loaded: {first_line(error)}") from error
@@ -325,7 +356,15 @@ def _load(known: Any, folder: Path, weights: list[Path]) -> torch.nn.Module:
         )
     model.config.return_dict = False
     module: torch.nn.Module = model
+    if pooling is not None:
+        from lepto.compiler.embedding import SentenceEncoder
+
+        return SentenceEncoder(module, pooling)
     return module
+
+
+def _takes(known: type, argument: str) -> bool:
+    return argument in inspect.signature(known.__init__).parameters
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lepto.compiler.passes import PASSES
+from lepto.compiler.workers import Workers
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.targets import TARGETS
 
@@ -73,6 +74,11 @@ class Recipe(BaseModel):
         "not the point estimate alone: 0.95.",
     )
 
+    workers: str | None = Field(
+        default=None,
+        description="Teach the candidates of a search side by side as Ray tasks: a number, or ray://host:port.",
+    )
+
     @field_validator("max_drop", mode="before")
     @classmethod
     def _drop_as_text(cls, value: Any) -> Any:
@@ -95,6 +101,14 @@ class Recipe(BaseModel):
         if value is not None and value.strip() != NO_SEARCH:
             seconds(value)
         return value
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _known_workers(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        Workers.parse(str(value))
+        return str(value)
 
     @field_validator("latency_budget")
     @classmethod

@@ -9,6 +9,7 @@ that the same command on the same machine decides the same again, and a search t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -36,6 +37,7 @@ from lepto.compiler.source import Source
 from lepto.compiler.training.lesson import Lesson, copies_for, prepare_lesson
 from lepto.compiler.training.loop import Schedule, train
 from lepto.compiler.verify import encode, logits_in_batches
+from lepto.compiler.workers import Workers, cluster, run_all
 from lepto.runtime.errors import LeptoError
 
 Objective = Literal["latency", "throughput", "size"]
@@ -243,6 +245,7 @@ class Search:
         size: The most bytes; None without a limit.
         strict: Whether the winner must be as good as the reference, since a bound must keep the drop.
         reduce_range: Whether weights keep to seven bits on the target.
+        workers: Where the students of a round are taught side by side; None teaches one after the other.
     """
 
     root: Source
@@ -264,6 +267,7 @@ class Search:
     size: int | None = None
     strict: bool = False
     reduce_range: bool = False
+    workers: Workers | None = None
     _spent: list[float] = field(default_factory=list)
 
     def __call__(self) -> Found:
@@ -274,6 +278,10 @@ class Search:
             LeptoError: No candidate keeps the latency or size budget (exit code 1).
         """
         torch.set_num_threads(self.threads)
+        with contextlib.nullcontext() if self.workers is None else cluster(self.workers) as ray:
+            return self._search(ray)
+
+    def _search(self, ray: Any) -> Found:
         base, lesson, notes = self._base()
         cutter = self._cutter(base, lesson)
         shapes = cutter.shapes()
@@ -301,6 +309,8 @@ class Search:
             if share < 1:
                 notes.append(f"round {number + 1} was cut to {share:.0%}: the time is short (--search-budget)")
             epochs, took = round(share * rung.portions * unit / epoch, 2), 0.0
+            if ray is not None:
+                self._teach_side_by_side(ray, students, lesson, epochs, number, rung.learning_rate)
             for student in students:
                 took += self._teach(student, lesson, epochs, number, rung.learning_rate)
             rate = len(students) * epochs * epoch / max(took, 1e-3)
@@ -481,32 +491,34 @@ class Search:
             raise PassError("outputs on the development samples are not finite")
         return self.score(logits, self.dev)
 
-    def _teach(self, student: Student, lesson: Lesson, epochs: float, number: int, learning_rate: float) -> float:
-        """Teach one student on; returns the seconds it took, or took when it was done."""
+    def _round_of(
+        self, student: Student, epochs: float, number: int, learning_rate: float, say: Say, tell: Tell
+    ) -> tuple[dict[str, Any], Callable[[Lesson, Path], None]]:
+        """The key of a student's next round, and the work."""
         encoder = Encoder.of(student.source.module())
         width = encoder.sizes().width if encoder is not None else 384
         schedule = Schedule(
             epochs=epochs, learning_rate=learning_rate * (384 / max(width, 384)) ** 0.5, seed=self.seed + number
         )
-        what = f"round {number + 1}: {student.shape}"
+        what, name, source = f"round {number + 1}: {student.shape}", str(student.shape), student.source
 
-        def make(stage: Path) -> None:
+        def work(lesson: Lesson, stage: Path) -> None:
             from accelerate.utils import find_executable_batch_size  # type: ignore[import-untyped]  # it ships no types
 
             def attempt(batch_size: int) -> None:
                 if batch_size < schedule.batch_size:
-                    self.say(f"memory ran out: batches of {batch_size}")
-                module = copy_module(student.source)
+                    say(f"memory ran out: batches of {batch_size}")
+                module = copy_module(source)
                 train(
                     module,
                     lesson.path,
                     lesson.student[0],
                     lesson.student[1:],
                     dataclasses.replace(schedule, batch_size=batch_size),
-                    name=str(student.shape),
-                    progress=lambda done, total: self.tell(what, done, total),
+                    name=name,
+                    progress=lambda done, total: tell(what, done, total),
                 )
-                save(dataclasses.replace(student.source, load_module=lambda: module, _made={}), stage)
+                save(dataclasses.replace(source, load_module=lambda: module, _made={}), stage)
 
             started = time.monotonic()
             find_executable_batch_size(attempt, starting_batch_size=schedule.batch_size)()
@@ -519,7 +531,40 @@ class Search:
             "schedule": dataclasses.asdict(schedule),
             "versions": dict(self.versions),
         }
-        entry, cached = self.cache.get("student", key, make)
+        return key, work
+
+    def _teach_side_by_side(
+        self, ray: Any, students: Sequence[Student], lesson: Lesson, epochs: float, number: int, learning_rate: float
+    ) -> None:
+        """Teach the students of one round as tasks, into the cache, where :meth:`_teach` finds them."""
+        assert self.workers is not None
+        keys: dict[str, dict[str, Any]] = {}
+        works: dict[str, Callable[[Lesson, Path], None]] = {}
+        for student in students:
+            key, work = self._round_of(student, epochs, number, learning_rate, lambda _: None, lambda *_: None)
+            if not self.cache.has("student", key):
+                keys[str(student.shape)], works[str(student.shape)] = key, work
+        if not works:
+            return
+        count = self.workers.count or len(works)
+        finished: list[str] = []
+
+        def done(name: str, files: dict[str, bytes]) -> None:
+            def write(stage: Path) -> None:
+                for file, data in files.items():
+                    (stage / file).write_bytes(data)
+
+            self.cache.get("student", keys[name], write)
+            finished.append(name)
+            self.tell(f"round {number + 1}: {count} side by side", len(finished), len(works))
+
+        self.tell(f"round {number + 1}: {count} side by side", 0, len(works))
+        run_all(ray, works, lesson, threads=max(1, self.threads // count), done=done)
+
+    def _teach(self, student: Student, lesson: Lesson, epochs: float, number: int, learning_rate: float) -> float:
+        """Teach one student on; returns the seconds it took, or took when it was done."""
+        key, work = self._round_of(student, epochs, number, learning_rate, self.say, self.tell)
+        entry, cached = self.cache.get("student", key, lambda stage: work(lesson, stage))
         took = float(json.loads((entry / "seconds.json").read_text()))
         self._spent.append(took)
         learned = load(self.root, entry)

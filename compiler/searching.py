@@ -20,6 +20,7 @@ from lepto.compiler.recipe import milliseconds, number_of_bytes, seconds
 from lepto.compiler.search import Found, Search, Student, front, key_of, split_development
 from lepto.compiler.source import Source
 from lepto.compiler.verify import encode
+from lepto.compiler.workers import Workers
 from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import PassRecord
@@ -170,6 +171,7 @@ def _find(
             size=None if recipe.size_budget is None else number_of_bytes(recipe.size_budget),
             strict=recipe.confidence is not None,
             reduce_range=prepared.reduce_range,
+            workers=None if recipe.workers is None else Workers.parse(recipe.workers),
         )()
     finally:
         for task in tasks.values():

@@ -21,7 +21,7 @@ from lepto.compiler.data import call_factory, first_line
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.safety import load_onnx
 from lepto.runtime.errors import LeptoError
-from lepto.runtime.manifest import Preprocessing
+from lepto.runtime.manifest import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Preprocessing
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 Axes = Mapping[str, Mapping[int, str]]
 """For each input the names of its dynamic axes, by position; axis 0 is ``batch``."""
-
-TEXT_CLASSIFICATION = "text-classification"
 
 
 @dataclass(frozen=True)
@@ -215,11 +213,17 @@ def _open_onnx(path: Path, task: str | None) -> Source:
         from lepto.compiler.huggingface import labels_of, text_of
 
         config = read_json(path.parent / "config.json")
-        text = text_of(path.parent, tuple(axes), config.get("max_position_embeddings"))
         labels = labels_of(config)
+        rank = len(proto.graph.output[0].type.tensor_type.shape.dim)
+        if task is None and labels is not None:
+            task = TOKEN_CLASSIFICATION if rank == 3 else TEXT_CLASSIFICATION
+        if task == FEATURE_EXTRACTION and rank != 2:
+            raise LeptoError(f"{path}: its first output has {rank} axes, and embeddings need [batch, width]: pool it")
+        positions = config.get("max_position_embeddings")
+        text = text_of(path.parent, tuple(axes), positions, words=task == TOKEN_CLASSIFICATION)
         maximum = {axes["input_ids"].get(1, "sequence"): text.preprocessing.max_length}
-    task = task or (TEXT_CLASSIFICATION if text is not None and labels is not None else "tensor")
-    if task == TEXT_CLASSIFICATION and (text is None or labels is None):
+    task = task or "tensor"
+    if task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and (text is None or labels is None):
         raise LeptoError(
             f"{path}: task {task!r} needs tokenizer.json and config.json (with id2label) beside the ONNX file"
         )
@@ -260,6 +264,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def _open_factory(reference: str, task: str | None) -> Source:
     import torch
 
+    if task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION):
+        raise LeptoError(
+            f"{reference}: a factory's model takes tensors, and task {task!r} needs a tokenizer: leave --task out"
+        )
     made = call_factory(reference, "model")
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         raise LeptoError(

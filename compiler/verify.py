@@ -15,8 +15,7 @@ from lepto.compiler.data import Samples
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import session
 from lepto.compiler.source import Text
-from lepto.compiler.statistics import wilson_interval
-from lepto.runtime.manifest import Metric
+from lepto.compiler.words import Words, are_words, read_words, word_outputs
 
 Run = Callable[[Feed], npt.NDArray[np.float32]]
 """From inputs to the first output, float32 ``[B, ...]``."""
@@ -38,9 +37,10 @@ class Parity:
     Attributes:
         max_abs: Largest absolute difference.
         max_rel: The same over the largest magnitude of the reference in its run.
-        agreement: Fraction of rows with the same arg max, in [0, 1].
+        agreement: Fraction of rows (of tokens, where each has an output) with the same arg max, in [0, 1].
         rows: Rows compared.
         ok: Every difference is within the tolerance.
+        decides: Whether an arg max means anything; if not, ``agreement`` is 1.
     """
 
     max_abs: float
@@ -48,19 +48,24 @@ class Parity:
     agreement: float
     rows: int
     ok: bool
+    decides: bool = True
 
     def __str__(self) -> str:
         """For people."""
-        return (
-            f"max abs {self.max_abs:.1e}, relative {self.max_rel:.1e}, same decision {self.agreement:.2%} "
-            f"of {self.rows} rows"
-        )
+        same = f"same decision {self.agreement:.2%} of {self.rows} rows" if self.decides else f"{self.rows} rows"
+        return f"max abs {self.max_abs:.1e}, relative {self.max_rel:.1e}, {same}"
 
 
-def parity(reference: Run, candidate: Run, feeds: Sequence[Feed]) -> Parity:
+def parity(reference: Run, candidate: Run, feeds: Sequence[Feed], *, decides: bool = True) -> Parity:
     """Compare the first outputs of two models, run by run.
 
     A NaN or an infinity on either side is a difference without bound.
+
+    Args:
+        reference: The one to be compared with.
+        candidate: The other one.
+        feeds: Inputs.
+        decides: Whether the largest of the outputs is a decision; that of a vector is not.
     """
     max_abs = max_rel = 0.0
     same = rows = 0
@@ -75,13 +80,14 @@ def parity(reference: Run, candidate: Run, feeds: Sequence[Feed]) -> Parity:
         max_abs = max(max_abs, difference)
         max_rel = max(max_rel, difference / max(size, 1e-12))
         ok &= difference <= PARITY_ATOL + PARITY_RTOL * size
-        a2, b2 = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        count = len(a) * a.shape[1] if a.ndim == 3 else len(a)
+        a2, b2 = a.reshape(count, -1), b.reshape(count, -1)
         # Where the reference's best two are equal up to rounding, either is its decision.
         rows_of = np.arange(len(a2))
         if finite:
             same += int((a2.max(axis=1) - a2[rows_of, b2.argmax(axis=1)] <= _TIE * size).sum())
-        rows += len(a)
-    return Parity(max_abs, max_rel, same / max(rows, 1), rows, ok)
+        rows += count
+    return Parity(max_abs, max_rel, same / max(rows, 1) if decides else 1.0, rows, ok, decides)
 
 
 def runner(model: OnnxModel, threads: int) -> Run:
@@ -92,7 +98,7 @@ def runner(model: OnnxModel, threads: int) -> Run:
     return lambda feed: loaded.run(first, {k: v for k, v in feed.items() if k in names})[0]
 
 
-def encode(inputs: Sequence[str] | Mapping[str, npt.NDArray[np.generic]], text: Text | None) -> list[Feed]:
+def encode(inputs: Sequence[str | Words] | Mapping[str, npt.NDArray[np.generic]], text: Text | None) -> list[Feed]:
     """Samples as inputs of batch 1, in order."""
     if isinstance(inputs, Mapping):
         count = len(next(iter(inputs.values())))
@@ -102,10 +108,12 @@ def encode(inputs: Sequence[str] | Mapping[str, npt.NDArray[np.generic]], text: 
     return [pad([ids], text) for ids in tokenize(inputs, text)]
 
 
-def tokenize(texts: Sequence[str], text: Text) -> list[list[int]]:
-    """Token ids of each text, cut at the maximum length."""
+def tokenize(texts: Sequence[str | Words], text: Text) -> list[list[int]]:
+    """Token ids of each text or row of words, cut at the maximum length."""
     from tokenizers import Tokenizer
 
+    if are_words(texts):
+        return [reading.ids for reading in read_words(texts, text)]
     tokenizer = Tokenizer.from_str(text.tokenizer)
     tokenizer.enable_truncation(text.preprocessing.max_length)
     # Only a tokenizer without [CLS] makes nothing of an empty text; the runtime gives the model one token then, too.
@@ -124,19 +132,39 @@ def pad(rows: Sequence[Sequence[int]], text: Text) -> Feed:
     return {name: arrays[name] for name in text.preprocessing.inputs}
 
 
-def logits_one_by_one(run: Run, feeds: Sequence[Feed], progress: Callable[[int], None]) -> npt.NDArray[np.float32]:
-    """[N, L] outputs, each sample run alone, as a single request is served."""
+def logits_one_by_one(
+    run: Run,
+    feeds: Sequence[Feed],
+    progress: Callable[[int], None],
+    first: Sequence[Sequence[int]] | None = None,
+) -> npt.NDArray[np.float32]:
+    """[N, L] outputs, each sample run alone, as a single request is served.
+
+    Args:
+        run: The model.
+        feeds: One for each sample.
+        progress: Told how many samples were done.
+        first: For samples of words the places of the first tokens; the outputs are then [N, W, L], of words.
+    """
     rows = []
     for feed in feeds:
         rows.append(run(feed))
         progress(1)
-    return np.concatenate(rows)
+    return np.concatenate(rows) if first is None else word_outputs([row[0] for row in rows], first)
+
+
+def first_places(inputs: Any, text: Text | None) -> list[list[int]] | None:
+    """For samples of words the place of each word's first token; None for other samples."""
+    return [reading.first for reading in read_words(inputs, text)] if text is not None and are_words(inputs) else None
 
 
 def logits_in_batches(
     run: Run, samples: Samples, text: Text | None, progress: Callable[[int], None], *, batch: int = 32
 ) -> npt.NDArray[np.float32]:
-    """[N, L] outputs in batches of like length: for float models, whose rows do not touch each other."""
+    """[N, L] outputs in batches of like length: for float models, whose rows do not touch each other.
+
+    For samples of words [N, W, L], what is said at each word's first token.
+    """
     if isinstance(samples.inputs, Mapping):
         feeds: list[Feed] = [
             {name: array[i : i + batch] for name, array in samples.inputs.items()}
@@ -152,26 +180,13 @@ def logits_in_batches(
     for feed in feeds:
         rows.append(run(feed))
         progress(len(rows[-1]))
+    if (first := first_places(samples.inputs, text)) is not None:
+        outputs = dict(zip(order.tolist(), (own for row in rows for own in row), strict=True))
+        return word_outputs([outputs[i] for i in range(len(outputs))], first)
     stacked = np.concatenate(rows)
     result = np.empty_like(stacked)
     result[order] = stacked
     return result
-
-
-def accuracy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Metric:
-    """Fraction of samples whose arg max is the label, with Wilson's 95 % interval.
-
-    Raises:
-        ValueError: An output is NaN or infinite, or there are not as many classes as the labels need.
-    """
-    if not np.isfinite(logits).all():
-        bad = int(np.flatnonzero(~np.isfinite(logits).reshape(len(logits), -1).all(axis=1))[0])
-        raise ValueError(f"the model's output for sample {bad} is not finite")
-    if logits.ndim != 2 or labels.max(initial=0) >= logits.shape[1]:
-        raise ValueError(f"labels up to {labels.max(initial=0)} need [N, L] outputs, got {list(logits.shape)}")
-    right = int((logits.argmax(axis=1) == labels).sum())
-    low, high = wilson_interval(right, len(labels))
-    return Metric(name="accuracy", value=right / len(labels), low=low, high=high, n=len(labels))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lepto.compiler.context import Left
+from lepto.compiler.words import Words, encode_all
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ class Trimmed:
         return [[new[token] for token in row] for row in rows]
 
 
-def trim(tokenizer: str, texts: Sequence[str], *, extra: int = 0) -> Trimmed:
+def trim(tokenizer: str, texts: Sequence[str | Words], *, extra: int = 0) -> Trimmed:
     """Keep the special tokens, the tokens of these texts, and all single characters or bytes.
 
     Args:
         tokenizer: The text of ``tokenizer.json``.
-        texts: The training texts.
+        texts: The training texts, or rows of words.
         extra: So many more tokens, the first by id: the vocabularies of pretrained models begin with the commonest.
 
     Returns:
@@ -67,7 +68,7 @@ def trim(tokenizer: str, texts: Sequence[str], *, extra: int = 0) -> Trimmed:
     everything = {**vocabulary, **added}
     backend = Tokenizer.from_str(tokenizer)
     backend.no_truncation()
-    used = Counter(token for encoding in backend.encode_batch_fast(list(texts)) for token in encoding.ids)
+    used = Counter(token for encoding in encode_all(backend, texts) for token in encoding.ids)
     keep = set(used) | set(added.values())
     keep |= {index for piece, index in vocabulary.items() if _PIECES[kind](piece, model)}
     if model.get("unk_token") in vocabulary:
@@ -97,22 +98,22 @@ def trim(tokenizer: str, texts: Sequence[str], *, extra: int = 0) -> Trimmed:
     return result
 
 
-def unknown_share(tokenizer: str, texts: Sequence[str]) -> float:
+def unknown_share(tokenizer: str, texts: Sequence[str | Words]) -> float:
     """Share of the tokens of these texts that are the unknown token, in [0, 1]."""
     from tokenizers import Tokenizer
 
     unknown = _unknown(json.loads(tokenizer)["model"])
-    ids = [i for encoding in Tokenizer.from_str(tokenizer).encode_batch_fast(list(texts)) for i in encoding.ids]
+    ids = [i for encoding in encode_all(Tokenizer.from_str(tokenizer), texts) for i in encoding.ids]
     return sum(i == unknown for i in ids) / max(len(ids), 1)
 
 
-def mean_tokens(tokenizer: str, texts: Sequence[str]) -> float:
+def mean_tokens(tokenizer: str, texts: Sequence[str | Words]) -> float:
     """Mean number of tokens of these texts, special tokens included."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(tokenizer)
     backend.no_padding()
-    return sum(len(encoding.ids) for encoding in backend.encode_batch_fast(list(texts))) / max(len(texts), 1)
+    return sum(len(encoding.ids) for encoding in encode_all(backend, texts)) / max(len(texts), 1)
 
 
 def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:
@@ -208,7 +209,7 @@ def _renumber_processor(processor: Any, new: Mapping[int, int]) -> None:
             processor[name][1] = new[int(processor[name][1])]
 
 
-def _check(tokenizer: str, trimmed: Trimmed, texts: Sequence[str]) -> None:
+def _check(tokenizer: str, trimmed: Trimmed, texts: Sequence[str | Words]) -> None:
     """The promise itself, on every training text."""
     from tokenizers import Tokenizer
 
@@ -216,8 +217,8 @@ def _check(tokenizer: str, trimmed: Trimmed, texts: Sequence[str]) -> None:
     for backend in (before, after):
         backend.no_padding()
         backend.no_truncation()
-    old = [encoding.ids for encoding in before.encode_batch_fast(list(texts))]
-    new = [[trimmed.kept[i] for i in encoding.ids] for encoding in after.encode_batch_fast(list(texts))]
+    old = [encoding.ids for encoding in encode_all(before, texts)]
+    new = [[trimmed.kept[i] for i in encoding.ids] for encoding in encode_all(after, texts)]
     for text, a, b in zip(texts, old, new, strict=True):
         if a != b:
-            raise Left(f"the trimmed tokenizer would read the training text {text[:60]!r} as other tokens")
+            raise Left(f"the trimmed tokenizer would read the training text {str(text)[:60]!r} as other tokens")

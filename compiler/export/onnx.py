@@ -19,9 +19,11 @@ import onnx
 
 from lepto.compiler.context import Feed, PassError
 from lepto.compiler.model import OnnxModel
-from lepto.compiler.source import TEXT_CLASSIFICATION, Axes, Source, first_output
+from lepto.compiler.source import Axes, Source, first_output
 from lepto.compiler.verify import Parity, parity, runner
+from lepto.runtime.embedding import EMBEDDINGS
 from lepto.runtime.errors import LeptoError, is_full_disk
+from lepto.runtime.manifest import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 OPSET = 18
 """The lowest opset that torch's exporter writes; the written-out attention of it is what the fusions know."""
@@ -62,13 +64,14 @@ def export_onnx(source: Source, *, threads: int, typical: int = 16) -> Exported:
         proto = source.load_onnx().proto()
     else:
         proto, exporter, fallback = _export(source)
-    outputs = ["logits"] if source.task.endswith("classification") else None
+    name = _first_name(source)
+    outputs = None if name is None else [name]
     model = _finish(proto, source, outputs)
     feeds = proof_feeds(source, typical)
     shapes = tuple("x".join(map(str, _shape(feed, source.axes))) for feed in feeds)
     run = runner(model, threads)
     reference = source.runner(threads)
-    proof = parity(reference, run, feeds)
+    proof = parity(reference, run, feeds, decides=source.task != FEATURE_EXTRACTION)
     if not proof.ok:
         blame = "" if source.load_onnx is not None else first_layer_apart(source, model, feeds, threads)
         raise PassError(
@@ -189,14 +192,21 @@ def _raise_full_disk(error: BaseException) -> None:
 def _output_names(output: Any, source: Source) -> list[str]:
     import torch
 
-    if source.task.endswith("classification"):
+    if (name := _first_name(source)) is not None:
         count = len([t for t in output if t is not None]) if isinstance(output, tuple | list) else 1
-        return ["logits", *(f"output_{i}" for i in range(1, count))]
+        return [name, *(f"output_{i}" for i in range(1, count))]
     if isinstance(output, torch.Tensor):
         return ["output"]
     if isinstance(output, Mapping):
         return [str(name) for name in output]
     return [f"output_{i}" for i in range(len(output))]
+
+
+def _first_name(source: Source) -> str | None:
+    """What the first output is called, where the task decides it; the others are then dropped."""
+    if source.task.endswith("classification"):
+        return "logits"
+    return EMBEDDINGS if source.task == FEATURE_EXTRACTION and source.text is not None else None
 
 
 def _finish(proto: onnx.ModelProto, source: Source, outputs: Sequence[str] | None) -> OnnxModel:
@@ -227,25 +237,29 @@ def _finish(proto: onnx.ModelProto, source: Source, outputs: Sequence[str] | Non
     for value in graph.output:
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    if outputs is not None and source.task == TEXT_CLASSIFICATION:
-        _add_scores(proto, len(source.labels or ()))
+    if source.task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION):
+        places = ["batch", *([source.axes["input_ids"][1]] if source.task == TOKEN_CLASSIFICATION else [])]
+        _add_scores(proto, places, len(source.labels or ()))
     return OnnxModel.from_proto(proto)
 
 
-def _add_scores(proto: onnx.ModelProto, labels: int) -> None:
+def _add_scores(proto: onnx.ModelProto, places: list[str], labels: int) -> None:
     """Append ``scores = softmax(logits)``, so that a client gets probabilities without a step of its own."""
     graph = proto.graph
     dims = graph.output[0].type.tensor_type.shape.dim
-    if len(dims) != 2 or (dims[1].dim_value and dims[1].dim_value != labels):
+    if len(dims) != len(places) + 1 or (dims[-1].dim_value and dims[-1].dim_value != labels):
         shape = [d.dim_param or d.dim_value for d in dims]
-        raise PassError(f"a classifier of {labels} labels must give logits [batch, {labels}], got {shape}")
-    dims[1].dim_value = labels
+        wanted = ", ".join([*places, str(labels)])
+        raise PassError(f"a classifier of {labels} labels must give logits [{wanted}], got {shape}")
+    dims[-1].dim_value = labels
+    for dim, place in zip(dims, places, strict=False):
+        dim.dim_param = place
     made = next((node for node in graph.node if "scores" in node.output), None)
     if made is None:
         graph.node.append(onnx.helper.make_node("Softmax", ["logits"], ["scores"], name="lepto.scores", axis=-1))
     elif made.op_type != "Softmax" or list(made.input) != ["logits"]:
         raise PassError("the graph has a tensor 'scores' that is not the softmax of its first output: rename it")
-    graph.output.append(onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["batch", labels]))
+    graph.output.append(onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [*places, labels]))
 
 
 def _rename_output(graph: onnx.GraphProto, name: str) -> None:

@@ -28,9 +28,13 @@ from lepto.compiler.training.pool import (
     text_collate,
 )
 from lepto.compiler.verify import tokenize
+from lepto.compiler.words import are_words, read_words, token_labels
 
 _FORMAT = 1
 """Raised whenever an augmentation changes its meaning."""
+
+_FEATURE_BYTES = 2**30
+"""With a label at every token the classifier's inputs of every token would be kept: beyond this they are not."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def prepare_lesson(
     sets = _sets(teacher, samples, copies, seed)
     collates = [_collate(teacher, rows) for rows in sets]
     sizes = [_sizes(rows, len(samples)) for rows in sets]
+    words = sizes if are_words(samples.inputs) else None
     total = len(samples) * len(sets)
     targets, done = [], 0
     for index, (collate, size) in enumerate(zip(collates, sizes, strict=True)):
@@ -104,7 +109,8 @@ def prepare_lesson(
                 progress(done, total)
 
         def make(stage: Path, collate: Collate = collate, size: Sequence[int] = size) -> None:
-            _write(teach(module, path, size, collate, progress=advance), stage)
+            kept = path if words is None or feature_bytes(module, path, sizes) <= _FEATURE_BYTES else None
+            _write(teach(module, kept, size, collate, progress=advance), stage)
 
         key = {
             "format": _FORMAT,
@@ -118,7 +124,7 @@ def prepare_lesson(
         targets.append(_read(entry))
         if cached:
             advance(len(samples))
-    labels: list[Any] = [samples.labels.tolist(), *[[IGNORED] * len(samples) for _ in range(copies)]]
+    labels = _labels(teacher, samples, sizes)
     pools = [Pool(c, s, lab, t) for c, s, lab, t in zip(collates, sizes, labels, targets, strict=True)]
     if base.kept_tokens is None or teacher.text is None:
         student = pools
@@ -130,6 +136,22 @@ def prepare_lesson(
             for pool, rows in zip(pools, renumbered, strict=True)
         ]
     return Lesson(path, pools[0], tuple(pools[1:]), tuple(student))
+
+
+def feature_bytes(module: torch.nn.Module, path: str | None, sizes: Sequence[Sequence[int]]) -> int:
+    """What the classifier's inputs at every token would take, as float32, over all samples and copies."""
+    width = getattr(module.get_submodule(path), "in_features", 0) if path is not None else 0
+    return 4 * int(width) * sum(map(sum, sizes))
+
+
+def _labels(teacher: Source, samples: Samples, sizes: Sequence[Sequence[int]]) -> list[Any]:
+    """For the samples and each copy of them the labels; a copy has none, since its tokens stand elsewhere."""
+    if not are_words(samples.inputs):
+        return [samples.labels.tolist(), *[[IGNORED] * len(own) for own in sizes[1:]]]
+    assert isinstance(samples.inputs, tuple)
+    assert teacher.text is not None
+    original = token_labels(read_words(samples.inputs, teacher.text), samples.labels.tolist(), IGNORED)
+    return [original, *[[[IGNORED] * size for size in own] for own in sizes[1:]]]
 
 
 def lesson_key(samples: Samples, copies: int, seed: int) -> str:

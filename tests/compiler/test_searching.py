@@ -10,6 +10,7 @@ import pytest
 
 from lepto.compiler import Recipe, compile_model, search
 from lepto.compiler.data import Samples
+from lepto.compiler.workers import Workers, cluster, run_all
 from lepto.runtime import Session, TextClassifier
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.verify import verify_package
@@ -102,10 +103,10 @@ def test_channels_of_networks_without_attention(name: str, own_cache: Path, tmp_
     data = "table" if name == "table" else "digits"
     package = compile_model(
         Recipe(
-            model=f"tests.compiler.models_images:{name}",
+            model=f"models_images:{name}",
             task="image-classification" if data == "digits" else "tabular-classification",
-            train=f"tests.compiler.models_images:{data}_train",
-            eval=f"tests.compiler.models_images:{data}_eval",
+            train=f"models_images:{data}_train",
+            eval=f"models_images:{data}_eval",
             threads=1,
             max_drop="5%",
         ),
@@ -171,3 +172,40 @@ def test_labels_of_tokens_are_split_too() -> None:
     samples = Samples(tuple(map(str, range(20))), labels, "here")
     train, dev = search.split_development(samples, 0.1, 0)
     assert (len(train), len(dev)) == (18, 2)
+
+
+def test_students_are_taught_side_by_side(
+    toy: Toy, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(search, "RUNGS", search.RUNGS[:1])
+    ran: list[list[str]] = []
+    real = search.run_all
+
+    def watch(ray: Any, works: Any, *args: Any, **options: Any) -> None:
+        ran.append(list(works))
+        real(ray, works, *args, **options)
+
+    monkeypatch.setattr(search, "run_all", watch)
+    package = compile_model(recipe(toy, workers="2", search_budget="10m"), tmp_path / "out")
+    found = package.manifest.environment["search"]
+    assert ran == [[c["shape"] for c in found["candidates"]]]
+    assert len(ran[0]) > 2
+
+
+def test_what_a_task_raises_is_told_and_the_others_end() -> None:
+    ray_module = pytest.importorskip("ray")
+    before = ray_module.is_initialized()
+
+    def fails(_shared: object, _stage: Path) -> None:
+        raise LeptoError("the loss became nan")
+
+    with pytest.raises(LeptoError, match="the loss became nan"), cluster(Workers.parse("2")) as ray:
+        run_all(ray, {"a": fails, "b": fails}, None, threads=1, done=lambda *_: None)
+    assert ray_module.is_initialized() == before
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "ray://", "http://host"])
+def test_workers_that_cannot_be(text: str, toy: Toy) -> None:
+    with pytest.raises(ValueError, match="number of workers like 2, or a Ray cluster"):
+        recipe(toy, workers=text)

@@ -1,0 +1,49 @@
+"""In which order passes may stand: what each needs to find in the graph, and what it leaves there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_STEP = {
+    "fuse": 0,
+    "sparsify": 1,
+    "smooth": 1,
+    "quantize-embeddings": 2,
+    "quantize-weights": 2,
+    "quantize-dynamic": 3,
+    "quantize-static": 3,
+    "mixed-precision": 3,
+}
+"""Passes of a lower step come first; those of one step may stand in any order, but of the last only one may stand."""
+
+_LAST = max(_STEP.values())
+_WHY = (
+    "it looks for the patterns that the export writes",
+    "it changes float weights",
+    "the 8-bit passes leave what it has quantized alone, but not the other way round",
+)
+
+
+def check_order(plan: Sequence[Sequence[str]]) -> None:
+    """Refuse a plan that no graph could allow.
+
+    Args:
+        plan: For each step the names of its alternatives.
+
+    Raises:
+        ValueError: A pass stands twice, two quantize the same products, or one comes after what it must come before.
+    """
+    before: list[str] = []
+    for names in plan:
+        for name in names:
+            if name in before:
+                raise ValueError(f"each pass may stand once, got {name} twice")
+            for earlier in before:
+                if _STEP[name] == _STEP[earlier] == _LAST:
+                    raise ValueError(
+                        f"only one quantization of all products can be applied, got {earlier} and {name}: joined by "
+                        "'|' they are alternatives, of which the better one is taken"
+                    )
+                if _STEP[name] < _STEP[earlier]:
+                    raise ValueError(f"{name} must come before {earlier}: {_WHY[_STEP[name]]}")
+        before.extend(dict.fromkeys(names))
