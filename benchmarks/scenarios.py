@@ -183,7 +183,10 @@ def feeds_from_samples(package: Package, samples: Samples) -> list[Feed]:
         if preprocessing is None or tokenizer is None:
             raise LeptoError(f"{samples.origin} has texts, but {package.path} takes tensors: give a data factory")
         encoder = TextEncoder(tokenizer, preprocessing)
-        return [dict(encoder.encode([text])) for text in samples.inputs]
+        return [
+            dict(encoder.encode([text]) if isinstance(text, str) else encoder.encode_words([text])[0])
+            for text in samples.inputs
+        ]
     expected = {tensor.name for tensor in package.manifest.inputs}
     if samples.inputs.keys() != expected:
         raise LeptoError(

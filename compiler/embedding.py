@@ -70,9 +70,7 @@ def read_pooling(folder: Path, *, lowercases: bool) -> Pooling:
         raise LeptoError(f"{file} is no list of sentence-transformers' modules: {error!r}") from error
     names = [kind for kind, _ in kinds]
     if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise LeptoError(
-            f"{file} names {', '.join(names)}; known are Transformer, Pooling and Normalize, in this order"
-        )
+        raise LeptoError(f"{file} names {', '.join(names)}; known are Transformer, Pooling, Normalize in this order")
     if kinds[0][1] not in ("", "."):
         raise LeptoError(f"{file}: the Transformer lies in {kinds[0][1]!r}: give a folder that has it at its root")
     # read_json gives nothing where there is no file, which would be a pooling that nobody named.

@@ -363,7 +363,7 @@ def _load(known: Any, folder: Path, weights: list[Path], pooling: Pooling | None
     return module
 
 
-def _takes(known: type, argument: str) -> bool:
+def _takes(known: Any, argument: str) -> bool:
     return argument in inspect.signature(known.__init__).parameters
 
 

@@ -15,10 +15,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lepto.runtime.embedding import TextEmbedder
     from lepto.runtime.errors import LeptoError
     from lepto.runtime.manifest import Manifest
     from lepto.runtime.package import Package, open_package, write_package
     from lepto.runtime.session import Session
+    from lepto.runtime.tagging import Tag, TokenClassifier
     from lepto.runtime.text import Prediction, TextClassifier, TextEncoder
 
 # Official builds of onnxruntime from 1.29 report what they run to their maker, digests of the models included, unless
@@ -31,8 +33,11 @@ __all__ = [
     "Package",
     "Prediction",
     "Session",
+    "Tag",
     "TextClassifier",
+    "TextEmbedder",
     "TextEncoder",
+    "TokenClassifier",
     "open_package",
     "write_package",
 ]
@@ -43,8 +48,11 @@ _HOMES = {
     "Package": "package",
     "Prediction": "text",
     "Session": "session",
+    "Tag": "tagging",
     "TextClassifier": "text",
+    "TextEmbedder": "embedding",
     "TextEncoder": "text",
+    "TokenClassifier": "tagging",
     "open_package": "package",
     "write_package": "package",
 }

@@ -1,4 +1,4 @@
-"""Re-run a text classifier's metric on labelled texts; the standard library reads the files."""
+"""Re-run a classifier's metric on labelled texts or words; the standard library reads the files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.spans import f1, span_counts
+from lepto.runtime.tagging import TokenClassifier
 from lepto.runtime.text import TextClassifier
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -39,16 +41,70 @@ def read_labelled_texts(
                     f"{path}, row {number}: no text in the column {column!r}; "
                     f"there are {', '.join(repr(name) for name in row if name is not None)}"
                 )
-        label = row[label_column]
-        if label not in known:
-            near = difflib.get_close_matches(label, labels, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise LeptoError(f"{path}, row {number}: the package has no label {label!r}{hint}")
         texts.append(row[text_column])
-        indices.append(known[label])
+        indices.append(_index(path, number, row[label_column], known))
     if not texts:
         raise LeptoError(f"{path} has no rows: give a file with a header and labelled texts")
     return texts, indices
+
+
+def read_tagged_words(
+    path: str | Path, *, text_column: str, label_column: str, labels: Sequence[str]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Read rows of words and of their labels: lists in JSONL, cells with spaces between in CSV and TSV.
+
+    Args:
+        path: The file; its suffix tells the format.
+        text_column: Column (or key) of the words.
+        label_column: Column (or key) of the labels: names, or indices into ``labels``.
+        labels: The labels that the package knows.
+
+    Raises:
+        LeptoError: The file is missing, empty or broken, lacks a column, has rows of unequal length, or has a label
+            that the package does not know.
+    """
+    path = Path(path)
+    known: dict[Any, int] = {label: index for index, label in enumerate(labels)}
+    known |= {index: index for index in range(len(labels))}
+    rows, tags = [], []
+    for number, row in _rows(path):
+        cells = [_list(path, number, row, column) for column in (text_column, label_column)]
+        if len(cells[0]) != len(cells[1]):
+            raise LeptoError(f"{path}, row {number}: {len(cells[0])} words but {len(cells[1])} labels")
+        rows.append([str(word) for word in cells[0]])
+        tags.append([labels[_index(path, number, tag, known)] for tag in cells[1]])
+    if not rows:
+        raise LeptoError(f"{path} has no rows: give a file with words and their labels")
+    return rows, tags
+
+
+def word_metric(
+    classifier: TokenClassifier, rows: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], name: str
+) -> float:
+    """The metric ``f1`` (exact entities) or ``accuracy`` (words) of a token classifier; each row is run by itself."""
+    answers = [[tag.label for tag in row] for row in classifier.tag(rows)]
+    if name == "f1":
+        counts = [span_counts(*pair) for pair in zip(tags, answers, strict=True)]
+        return f1(*(sum(column) for column in zip(*counts, strict=True)))
+    right = sum(a == b for row, answer in zip(tags, answers, strict=True) for a, b in zip(row, answer, strict=True))
+    return right / sum(map(len, tags))
+
+
+def _index(path: Path, number: int, label: Any, known: Mapping[Any, int]) -> int:
+    if isinstance(label, bool) or label not in known:
+        near = difflib.get_close_matches(str(label), [name for name in known if isinstance(name, str)], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise LeptoError(f"{path}, row {number}: the package has no label {label!r}{hint}")
+    return known[label]
+
+
+def _list(path: Path, number: int, row: Mapping[Any, Any], column: str) -> list[Any]:
+    cell = row.get(column)
+    cell = cell.split() if isinstance(cell, str) else cell
+    if not isinstance(cell, list) or not all(isinstance(item, str | int) for item in cell):
+        there = ", ".join(repr(name) for name in row if name is not None)
+        raise LeptoError(f"{path}, row {number}: no list in the column {column!r}; there are {there}")
+    return cell
 
 
 def accuracy(classifier: TextClassifier, texts: Sequence[str], indices: Sequence[int]) -> float:

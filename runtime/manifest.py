@@ -12,6 +12,10 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 SCHEMA: Final = "lepto.package/1"
+TEXT_CLASSIFICATION: Final = "text-classification"
+TOKEN_CLASSIFICATION: Final = "token-classification"
+FEATURE_EXTRACTION: Final = "feature-extraction"
+
 BATCH = "batch"
 """The name of the first, dynamic axis of every input and output."""
 
@@ -92,7 +96,7 @@ class Preprocessing(_Part):
     """How text becomes the model's inputs; the vocabulary itself is in ``tokenizer.json``.
 
     Attributes:
-        kind: The kind of raw input.
+        kind: What the tokenizer reads: a text as it is, or its words one by one (:mod:`lepto.runtime.words`).
         max_length: Longest sequence in tokens; longer texts are cut.
         pad_id: Token id of the padding.
         pad_type_id: Token type id of the padding.
@@ -100,7 +104,7 @@ class Preprocessing(_Part):
         inputs: Which of ``input_ids``, ``attention_mask`` and ``token_type_ids`` the model takes.
     """
 
-    kind: Literal["text"] = "text"
+    kind: Literal["text", "words"] = "text"
     max_length: int = Field(ge=1)
     pad_id: Count
     pad_type_id: Count = 0
@@ -210,7 +214,7 @@ class Manifest(_Part):
     Attributes:
         schema_: The format's version (``schema`` in JSON).
         name: The package's name, fit for a folder and for Triton.
-        task: ``text-classification``, or another task whose inputs are tensors.
+        task: ``text-classification``, ``token-classification``, or another task, whose outputs are what they are.
         target: The hardware it was compiled for.
         threads: Intra-op threads it was measured with; the default of a session.
         recipe: The resolved recipe.
@@ -247,19 +251,21 @@ class Manifest(_Part):
         _check_unique("outputs", (tensor.name for tensor in self.outputs))
         if self.preprocessing is not None:
             _check_text_inputs(self.inputs, self.preprocessing)
-        if self.task == "text-classification":
-            if self.preprocessing is None:
-                raise ValueError("task 'text-classification' needs preprocessing")
-            _check_classifier_outputs(self.outputs)
+        if self.task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION):
+            kind = "text" if self.task == TEXT_CLASSIFICATION else "words"
+            if self.preprocessing is None or self.preprocessing.kind != kind:
+                raise ValueError(f"task {self.task!r} needs preprocessing of kind {kind!r}")
+            places = self.inputs[0].shape if self.task == TOKEN_CLASSIFICATION else (BATCH,)
+            _check_classifier_outputs(self.task, self.outputs, places)
         return self
 
     @property
     def label_count(self) -> int | None:
-        """How many labels a text classifier has: the fixed last dimension of ``scores``; None for other tasks."""
-        if self.task != "text-classification":
+        """How many labels a classifier of texts or words has, the last axis of ``scores``; None for other tasks."""
+        if self.task not in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION):
             return None
         (scores,) = (tensor for tensor in self.outputs if tensor.name == "scores")
-        return int(scores.shape[1])
+        return int(scores.shape[-1])
 
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
@@ -317,15 +323,16 @@ def _check_text_inputs(inputs: tuple[Tensor, ...], preprocessing: Preprocessing)
             )
 
 
-def _check_classifier_outputs(outputs: tuple[Tensor, ...]) -> None:
+def _check_classifier_outputs(task: str, outputs: tuple[Tensor, ...], places: tuple[Axis, ...]) -> None:
     by_name = {tensor.name: tensor for tensor in outputs}
     for name in ("logits", "scores"):
         tensor = by_name.get(name)
         if tensor is None:
-            raise ValueError(f"task 'text-classification' needs an output {name!r}, got {sorted(by_name)}")
-        if tensor.dtype != "float32" or len(tensor.shape) != 2 or not isinstance(tensor.shape[1], int):
+            raise ValueError(f"task {task!r} needs an output {name!r}, got {sorted(by_name)}")
+        if tensor.dtype != "float32" or tensor.shape[:-1] != places or not isinstance(tensor.shape[-1], int):
             raise ValueError(
-                f"output {name!r} must be float32 ['batch', number of labels], got {tensor.dtype} {list(tensor.shape)}"
+                f"output {name!r} must be float32 {[*places, 'number of labels']}, "
+                f"got {tensor.dtype} {list(tensor.shape)}"
             )
     if by_name["logits"].shape != by_name["scores"].shape:
         raise ValueError(

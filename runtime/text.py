@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepto.runtime.errors import LeptoError
-from lepto.runtime.manifest import Preprocessing
+from lepto.runtime.manifest import TEXT_CLASSIFICATION, Preprocessing
 from lepto.runtime.package import Package, open_package
 from lepto.runtime.session import Session
+from lepto.runtime.words import first_tokens, split_words
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -84,7 +85,33 @@ class TextEncoder:
         _check_texts(texts)
         if not texts:
             raise ValueError("texts must have at least one text, got none")
-        encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
+        if self.preprocessing.kind == "words":
+            return self.encode_words([[text[start:end] for start, end in split_words(text)] for text in texts])[0]
+        return self._arrays(self._tokenizer.encode_batch(list(texts)))
+
+    def encode_words(self, rows: Sequence[Sequence[str]]) -> tuple[dict[str, NDArray[np.int64]], list[list[int]]]:
+        """Encode lists of words, padded to the longest of them.
+
+        Args:
+            rows: At least one list; a list may be empty.
+
+        Returns:
+            int64 ``[B, S]`` for each of the model's inputs; and for each row the place of each word's first token, -1
+            where none is left of it.
+
+        Raises:
+            TypeError: A row is no list of strings.
+            ValueError: There is no row, or a word is no valid Unicode.
+        """
+        if not rows:
+            raise ValueError("rows must have at least one list of words, got none")
+        for row in rows:
+            _check_texts(row)
+        encodings = self._tokenizer.encode_batch([list(row) for row in rows], is_pretokenized=True)
+        first = [first_tokens(encoding.word_ids, len(row)) for encoding, row in zip(encodings, rows, strict=True)]
+        return self._arrays(encodings), first
+
+    def _arrays(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
         columns = {
             "input_ids": [encoding.ids for encoding in encodings],
             "attention_mask": [encoding.attention_mask for encoding in encodings],
@@ -96,7 +123,7 @@ class TextEncoder:
         if arrays["input_ids"].shape[1] == 0:
             # Only a tokenizer without [CLS] makes nothing of an empty text; a model needs one token to look at.
             padding = {"input_ids": self.preprocessing.pad_id, "token_type_ids": self.preprocessing.pad_type_id}
-            return {name: np.full((len(texts), 1), padding.get(name, 1), dtype=np.int64) for name in arrays}
+            return {name: np.full((len(encodings), 1), padding.get(name, 1), dtype=np.int64) for name in arrays}
         return arrays
 
 
@@ -120,9 +147,9 @@ class TextClassifier:
         self.package = package if isinstance(package, Package) else open_package(package)
         manifest = self.package.manifest
         tokenizer, preprocessing, labels = self.package.tokenizer_path, manifest.preprocessing, self.package.labels
-        if manifest.task != "text-classification" or tokenizer is None or preprocessing is None or labels is None:
+        if manifest.task != TEXT_CLASSIFICATION or tokenizer is None or preprocessing is None or labels is None:
             raise LeptoError(
-                f"{self.package.path} is a package for task {manifest.task!r}, not 'text-classification': use Session"
+                f"{self.package.path} is a package for task {manifest.task!r}, not {TEXT_CLASSIFICATION!r}: use Session"
             )
         self.labels = labels
         self.encoder = TextEncoder(tokenizer, preprocessing)

@@ -9,14 +9,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lepto.runtime.embedding import TextEmbedder
 from lepto.runtime.errors import LeptoError
-from lepto.runtime.evaluation import accuracy, read_labelled_texts
-from lepto.runtime.manifest import Tolerance
+from lepto.runtime.evaluation import accuracy, read_labelled_texts, read_tagged_words, word_metric
+from lepto.runtime.manifest import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Metric, Tolerance
 from lepto.runtime.package import Package, file_digest, open_package
 from lepto.runtime.session import Session
+from lepto.runtime.tagging import TokenClassifier
 from lepto.runtime.text import TextClassifier
+from lepto.runtime.words import split_words
 
 _Loaded = TypeVar("_Loaded")
+_Classifier = TextClassifier | TokenClassifier
 
 # Short, long, empty, not English, not even text: a classifier answers all of them.
 _SAMPLE_TEXTS = ("where is my order?", "please " * 2000, "", "¿dónde está mi pedido? 訂單 📦", "\x00\t\n")
@@ -78,15 +82,26 @@ def verify_package(
     if session is None:
         return checks
     checks += _check_probe(session)
-    if package.manifest.task == "text-classification":
-        classifier, check = _attempt("tokenizer loads", lambda: TextClassifier(package, threads=threads))
+    manifest = package.manifest
+    classifiers: dict[str, type[_Classifier]] = {
+        TEXT_CLASSIFICATION: TextClassifier,
+        TOKEN_CLASSIFICATION: TokenClassifier,
+    }
+    if manifest.task in classifiers:
+        kind = classifiers[manifest.task]
+        classifier, check = _attempt("tokenizer loads", lambda: kind(package, threads=threads))
         checks.append(check)
         if classifier is not None:
             checks.append(_check_texts(classifier))
             if evaluation is not None:
                 checks.append(_check_metric(classifier, evaluation))
     elif evaluation is not None:
-        raise LeptoError(f"--eval re-runs a text classifier's metric; {path} is for task {package.manifest.task!r}")
+        raise LeptoError(f"--eval re-runs a classifier's metric; {path} is for task {manifest.task!r}")
+    elif manifest.task == FEATURE_EXTRACTION and manifest.preprocessing is not None:
+        embedder, check = _attempt("tokenizer loads", lambda: TextEmbedder(package, threads=threads))
+        checks.append(check)
+        if embedder is not None:
+            checks.append(_check_vectors(embedder))
     return checks
 
 
@@ -182,10 +197,26 @@ def _check_one_row(session: Session, inputs: dict[str, Any]) -> Check:
     return Check(name, ok, "a batch of 1 row gives " + ", ".join(f"{key} {shape}" for key, shape in shapes.items()))
 
 
-def _check_texts(classifier: TextClassifier) -> Check:
+def _check_vectors(embedder: TextEmbedder) -> Check:
+    name = "text in, vectors out"
+    try:
+        vectors = embedder.embed(_SAMPLE_TEXTS)
+    except (LeptoError, ValueError) as error:
+        return Check(name, False, str(error))
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    detail = f"{len(vectors)} texts, {vectors.shape[1]} dimensions, lengths {lengths.min():.3g} to {lengths.max():.3g}"
+    return Check(name, bool(np.isfinite(vectors).all()), detail, {"texts": len(vectors), "width": vectors.shape[1]})
+
+
+def _check_texts(classifier: _Classifier) -> Check:
     name = "text in, scores out"
     try:
-        scores = classifier.scores(_SAMPLE_TEXTS)
+        if isinstance(classifier, TextClassifier):
+            scores = classifier.scores(_SAMPLE_TEXTS)
+        else:  # every word that has a token; those beyond the maximum length have zeros
+            words = [[text[start:end] for start, end in split_words(text)] for text in _SAMPLE_TEXTS]
+            scores = np.concatenate(classifier.scores(words))
+            scores = scores[scores.any(axis=1)]
     except (LeptoError, ValueError) as error:
         return Check(name, False, str(error))
     error_of_sum = float(np.abs(scores.sum(axis=1, dtype=np.float64) - 1).max())
@@ -194,24 +225,30 @@ def _check_texts(classifier: TextClassifier) -> Check:
     return Check(name, ok, detail, {"texts": len(_SAMPLE_TEXTS), "sum_error": error_of_sum if ok else None})
 
 
-def _check_metric(classifier: TextClassifier, evaluation: Evaluation) -> Check:
+def _check_metric(classifier: _Classifier, evaluation: Evaluation) -> Check:
     claimed = classifier.package.manifest.result.metric
     if claimed is None:
         raise LeptoError("--eval: the manifest has no metric of the result to compare with")
-    if claimed.name != "accuracy":
-        raise LeptoError(f"--eval re-runs 'accuracy'; the manifest's metric is {claimed.name!r}")
-    texts, indices = read_labelled_texts(
-        evaluation.path,
-        text_column=evaluation.text_column,
-        label_column=evaluation.label_column,
-        labels=classifier.labels,
-    )
-    if len(texts) != claimed.n:
+    known = ("accuracy",) if isinstance(classifier, TextClassifier) else ("accuracy", "f1")
+    if claimed.name not in known:
+        raise LeptoError(f"--eval re-runs {' or '.join(map(repr, known))}; the manifest's metric is {claimed.name!r}")
+    columns = {"text_column": evaluation.text_column, "label_column": evaluation.label_column}
+    if isinstance(classifier, TextClassifier):
+        texts, indices = read_labelled_texts(evaluation.path, labels=classifier.labels, **columns)
+        _check_count(evaluation, len(texts), claimed)
+        value = accuracy(classifier, texts, indices)
+    else:
+        rows, tags = read_tagged_words(evaluation.path, labels=classifier.labels, **columns)
+        _check_count(evaluation, len(rows), claimed)
+        value = word_metric(classifier, rows, tags, claimed.name)
+    detail = f"{value:.4%} on {claimed.n:,} texts, the manifest claims {claimed.value:.4%}"
+    values = {"value": value, "claimed": claimed.value, "n": claimed.n}
+    return Check(claimed.name, abs(value - claimed.value) <= _METRIC_TOLERANCE, detail, values)
+
+
+def _check_count(evaluation: Evaluation, count: int, claimed: Metric) -> None:
+    if count != claimed.n:
         raise LeptoError(
-            f"{evaluation.path} has {len(texts)} rows, the manifest's metric is over {claimed.n}: "
+            f"{evaluation.path} has {count} rows, the manifest's metric is over {claimed.n}: "
             "give the file that the package was compiled with (--eval)"
         )
-    value = accuracy(classifier, texts, indices)
-    detail = f"{value:.4%} on {len(texts):,} texts, the manifest claims {claimed.value:.4%}"
-    values = {"value": value, "claimed": claimed.value, "n": len(texts)}
-    return Check("accuracy", abs(value - claimed.value) <= _METRIC_TOLERANCE, detail, values)

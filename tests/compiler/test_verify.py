@@ -7,9 +7,10 @@ import pytest
 from onnx import numpy_helper
 
 from lepto.compiler.data import Samples
+from lepto.compiler.metrics import metric
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import Text, open_source
-from lepto.compiler.verify import accuracy, encode, first_difference, logits_in_batches, pad, parity, runner, tokenize
+from lepto.compiler.verify import encode, first_difference, logits_in_batches, pad, parity, runner, tokenize
 
 from .conftest import Toy, toy_rows
 from .test_quantize import feeds, mlp
@@ -36,7 +37,7 @@ def test_what_is_not_finite_agrees_with_nothing(bad: float) -> None:
         assert found.max_abs == np.inf
         assert found.agreement == 0
     with pytest.raises(ValueError, match="sample 1 is not finite"):
-        accuracy(np.array([[0.0, 1.0], [bad, 0.0]], dtype=np.float32), np.array([0, 1]))
+        metric(np.array([[0.0, 1.0], [bad, 0.0]], dtype=np.float32), Samples(("a", "b"), np.array([0, 1]), "here"))
 
 
 def test_a_tie_that_rounding_decides_is_no_other_decision() -> None:
@@ -70,11 +71,11 @@ def test_the_first_layer_that_differs_is_named() -> None:
 
 def test_metric_counts_and_its_interval_holds_it() -> None:
     logits = np.eye(4, dtype=np.float32)
-    metric = accuracy(logits, np.array([0, 1, 2, 0]))
-    assert (metric.value, metric.n) == (0.75, 4)
-    assert metric.low < 0.75 < metric.high
+    found = metric(logits, Samples(tuple("abcd"), np.array([0, 1, 2, 0]), "here"))
+    assert (found.name, found.value, found.n) == ("accuracy", 0.75, 4)
+    assert found.low < 0.75 < found.high
     with pytest.raises(ValueError, match="labels up to 4"):
-        accuracy(logits, np.array([0, 1, 2, 4]))
+        metric(logits, Samples(tuple("abcd"), np.array([0, 1, 2, 4]), "here"))
 
 
 @pytest.fixture(scope="module")
