@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lepto.compiler import Recipe, compile_model, search
+from lepto.compiler import Recipe, compile_model, cut_encoder, search
 from lepto.compiler.data import Samples
 from lepto.compiler.workers import Workers, cluster, run_all
 from lepto.runtime import Session, TextClassifier
@@ -179,6 +179,7 @@ def test_students_are_taught_side_by_side(
 ) -> None:
     pytest.importorskip("ray")
     monkeypatch.setattr(search, "RUNGS", search.RUNGS[:1])
+    monkeypatch.setattr(cut_encoder, "_SHARES", (1.0,))
     ran: list[list[str]] = []
     real = search.run_all
 
@@ -190,7 +191,7 @@ def test_students_are_taught_side_by_side(
     package = compile_model(recipe(toy, workers="2", search_budget="10m"), tmp_path / "out")
     found = package.manifest.environment["search"]
     assert ran == [[c["shape"] for c in found["candidates"]]]
-    assert len(ran[0]) > 2
+    assert len(ran[0]) > 1
 
 
 def test_what_a_task_raises_is_told_and_the_others_end() -> None:
