@@ -1,13 +1,14 @@
 """Typed clients for published models, over tritonclient: HTTP or gRPC, blocking or asyncio.
 
 Text goes in as strings and comes back as labels, through Triton's classification extension; scores arrive there with
-six decimals. :meth:`TextClient.infer` gives the raw tensors.
+six decimals. :meth:`TextClient.tag` gives a label for every word, :meth:`TextClient.infer` the raw tensors.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -17,9 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]  # no types
 
+from lepto.runtime.embedding import EMBEDDINGS
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.tagging import Tag, tags
 from lepto.runtime.text import Prediction
-from lepto.runtime.triton_config import MAX_BATCH_SIZE, MODEL_SUFFIX, SCORES_OUTPUT, TEXT_INPUT, TOKENIZER_SUFFIX
+from lepto.runtime.triton_config import (
+    LABELS,
+    MAX_BATCH_SIZE,
+    MODEL_SUFFIX,
+    SCORES_OUTPUT,
+    SPANS_OUTPUT,
+    TEXT_INPUT,
+    TOKENIZER_SUFFIX,
+)
+from lepto.runtime.words import split_words
 
 Protocol = Literal["http", "grpc"]
 DEFAULT_URLS: dict[str, str] = {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001"}
@@ -49,6 +61,7 @@ class TextClient:
     def __init__(self, url: str, name: str, *, protocol: Protocol = "http", timeout_s: float = 30.0) -> None:
         self._api = _Api(url, name, protocol, timeout_s, asynchronous=False)
         self._client = self._api.connect()
+        self._labels: tuple[tuple[str, ...] | None] | None = None
 
     def classify(
         self, texts: Sequence[str], *, top: int = 1, batch_size: int = MAX_BATCH_SIZE
@@ -67,20 +80,78 @@ class TextClient:
         """
         answers: list[list[Prediction]] = []
         for part in _batches(texts, top, batch_size):
-            request = self._api.classification(part, top)
+            answers += self._api.predictions(self._ask(self._api.classification(part, top)), len(part))
+        return answers
+
+    def tag(self, texts: Sequence[str], *, batch_size: int = MAX_BATCH_SIZE) -> list[list[Tag]]:
+        """Label the words of texts; the answers are those of :class:`lepto.runtime.tagging.TokenClassifier`.
+
+        Args:
+            texts: The texts, any number.
+            batch_size: Texts in one request, at most what the model takes.
+
+        Raises:
+            TypeError: ``texts`` is one string, or holds something else than strings.
+            ValueError: ``batch_size`` is out of range.
+            LeptoError: See :meth:`classify`; or the model labels no words.
+        """
+        labels = self.word_labels()
+        if labels is None:
+            raise LeptoError(f"{self._api.name!r} gives one answer for each text, not for its words: use classify")
+        answers: list[list[Tag]] = []
+        for part in _batches(texts, 1, batch_size):
+            arrays = self._api.arrays(self._ask(self._api.strings(part)))
+            answers += [
+                _tags(text, spans, scores, labels)
+                for text, spans, scores in zip(part, arrays[SPANS_OUTPUT], arrays[SCORES_OUTPUT], strict=True)
+            ]
+        return answers
+
+    def embed(self, texts: Sequence[str], *, batch_size: int = MAX_BATCH_SIZE) -> NDArray[Any]:
+        """The vectors of texts, float32 ``[N, W]``, of a published sentence encoder.
+
+        Args:
+            texts: The texts, at least one.
+            batch_size: Texts in one request, at most what the model takes.
+
+        Raises:
+            TypeError: ``texts`` is one string, or holds something else than strings.
+            ValueError: There is no text, or ``batch_size`` is out of range.
+            LeptoError: See :meth:`classify`; or the model gives no vectors.
+        """
+        parts = [self._api.arrays(self._ask(self._api.strings(part))) for part in _batches(texts, 1, batch_size)]
+        if not parts:
+            raise ValueError("texts must have at least one text, got none")
+        if EMBEDDINGS not in parts[0]:
+            raise LeptoError(f"{self._api.name!r} gives {', '.join(parts[0])}, no {EMBEDDINGS}: use classify or infer")
+        return np.concatenate([part[EMBEDDINGS] for part in parts])
+
+    def word_labels(self) -> tuple[str, ...] | None:
+        """The labels of a model that labels words, asked for once; None for other models.
+
+        Raises:
+            LeptoError: See :meth:`classify`.
+        """
+        if self._labels is None:
             try:
-                try:
-                    result = self._client.infer(**request)
-                except InferenceServerException as error:
-                    if not self._api.changing(error):
-                        raise
-                    # A version was unloaded under the request, by a server that does not wait for those on their way.
-                    time.sleep(VERSION_CHANGE_S)
-                    result = self._client.infer(**request)
+                config = self._client.get_model_config(self._api.name, **self._api.index_options())
             except Exception as error:
                 raise self._explain(error) from error
-            answers += self._api.predictions(result, len(part))
-        return answers
+            self._labels = (_word_labels(config),)
+        return self._labels[0]
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        try:
+            try:
+                return self._client.infer(**request)
+            except InferenceServerException as error:
+                if not self._api.changing(error):
+                    raise
+                # A version was unloaded under the request, by a server that does not wait for those on their way.
+                time.sleep(VERSION_CHANGE_S)
+                return self._client.infer(**request)
+        except Exception as error:
+            raise self._explain(error) from error
 
     def infer(self, inputs: Mapping[str, NDArray[Any]], *, model: str | None = None) -> Arrays:
         """Run a model on raw tensors.
@@ -207,10 +278,14 @@ class _Api:
         )
 
     def classification(self, texts: Sequence[str], top: int) -> dict[str, Any]:
+        wanted = self._module.InferRequestedOutput(SCORES_OUTPUT, class_count=top)
+        return {**self.strings(texts), "outputs": [wanted]}
+
+    def strings(self, texts: Sequence[str]) -> dict[str, Any]:
+        """A request of texts for all the outputs there are."""
         tensor = self._module.InferInput(TEXT_INPUT, [len(texts), 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=np.object_))
-        wanted = self._module.InferRequestedOutput(SCORES_OUTPUT, class_count=top)
-        return {"model_name": self.name, "inputs": [tensor], "outputs": [wanted], **self._limits()}
+        return {"model_name": self.name, "inputs": [tensor], **self._limits()}
 
     def tensors(self, inputs: Mapping[str, NDArray[Any]], model: str | None) -> dict[str, Any]:
         tensors = []
@@ -294,6 +369,20 @@ def _batches(texts: Sequence[str], top: int, batch_size: int) -> list[Sequence[s
     if not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise ValueError(f"batch_size must be in [1, {MAX_BATCH_SIZE}], got {batch_size}")
     return [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+
+
+def _word_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The labels in an ensemble's configuration; over gRPC it lies one level deeper."""
+    parameters = config.get("config", config).get("parameters", {})
+    return tuple(json.loads(parameters[LABELS]["string_value"])) if LABELS in parameters else None
+
+
+def _tags(text: str, spans: NDArray[Any], scores: NDArray[Any], labels: Sequence[str]) -> list[Tag]:
+    """The words of a text with what the server says at the first token of each; it names those by their spans."""
+    seen = {(int(start), int(end)): row for (start, end), row in zip(spans, scores, strict=True) if start >= 0}
+    words = split_words(text)
+    rows = [seen.get(span, np.zeros(len(labels), np.float32)) for span in words]
+    return tags([text[start:end] for start, end in words], words, np.array(rows).reshape(-1, len(labels)), labels)
 
 
 def _prediction(entry: bytes | str) -> Prediction:

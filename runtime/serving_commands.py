@@ -10,12 +10,15 @@ from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from lepto.runtime.console import Output
+
+if TYPE_CHECKING:
+    from lepto.runtime.tagging import Tag
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout; the rest goes to stderr.")]
 Repository = Annotated[Path, typer.Option("--model-repository", help="Folder of the Triton model repository.")]
@@ -158,7 +161,7 @@ def infer(
     timeout_s: Annotated[float, typer.Option(min=0.001, help="How long one request may take, in seconds.")] = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Send texts to a published model and print the labels.
+    """Send texts to a published model and print the labels; where words have labels, each word with its own.
 
     Example:
         lepto infer intents "where is my parcel?" --top 3
@@ -169,6 +172,9 @@ def infer(
     output = Output(as_json=as_json)
     output.settings("infer", {"name": name, "url": url, "protocol": protocol.value, "top": top})
     with TextClient(url, name, protocol=protocol.value, timeout_s=timeout_s) as client:
+        if client.word_labels() is not None:
+            _show_tags(output, name, url, texts, client.tag(texts))
+            return
         answers = client.classify(texts, top=top)
     for text, predictions in zip(texts, answers, strict=True):
         labels = ", ".join(f"[bold]{escape(one.label)}[/] {one.score:.4f}" for one in predictions)
@@ -183,6 +189,16 @@ def infer(
             ],
         }
     )
+
+
+def _show_tags(output: Output, name: str, url: str, texts: list[str], answers: list[list[Tag]]) -> None:
+    for text, words in zip(texts, answers, strict=True):
+        shown = ", ".join(f"{escape(one.word)} [bold]{escape(one.label or '-')}[/] {one.score:.4f}" for one in words)
+        output.print(f"{escape(text)} → {shown}")
+    found = [
+        {"text": text, "words": [asdict(one) for one in words]} for text, words in zip(texts, answers, strict=True)
+    ]
+    output.result({"name": name, "url": url, "answers": found})
 
 
 def _announce(output: Output, server: Any) -> None:

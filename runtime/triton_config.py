@@ -1,12 +1,15 @@
 """From a manifest to Triton's ``config.pbtxt``, through Triton's own protobuf.
 
 A text package becomes three models: ``NAME`` (an ensemble: strings in, scores with labels out) over ``NAME.tokenizer``
-and ``NAME.model``. A package that takes tensors is one model, ``NAME``. The schema is ``model_config.proto`` of
-Triton, https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto.
+and ``NAME.model``. Where each word has a label, the ensemble also says where the words begin and end (``spans``), and
+its parameter ``lepto.labels`` holds the labels, since Triton's classification extension knows one label for each text.
+A package that takes tensors is one model, ``NAME``. The schema is ``model_config.proto`` of Triton,
+https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +25,9 @@ LABELS_FILE = "labels.txt"
 MODEL_FILE = "model.onnx"
 TEXT_INPUT = "TEXT"
 SCORES_OUTPUT = "scores"
+SPANS_OUTPUT = "spans"
+"""[B, S, 2]: at the first token of a word where it begins and ends in its text, in characters; -1 at other tokens."""
+
 TOKENIZER_SUFFIX = ".tokenizer"
 MODEL_SUFFIX = ".model"
 
@@ -30,6 +36,9 @@ MAX_BATCH_SIZE = 32
 MAX_QUEUE_SIZE = 1024
 QUEUE_TIMEOUT_US = 10_000_000
 WARMUP_TOKENS = 16
+
+LABELS = "lepto.labels"
+"""The parameter of an ensemble that gives a label to every word: its labels as a JSON list, in the order of scores."""
 
 OWNER = "lepto.package"
 """The parameter that marks a model as published by Lepto; its value is the package's name.
@@ -59,6 +68,10 @@ def text_configs(
     tokenizer.input.add(name=TEXT_INPUT, data_type=pb.TYPE_STRING, dims=[1])
     for tensor in manifest.inputs:
         tokenizer.output.add(name=tensor.name, data_type=_type(tensor), dims=_dims(tensor))
+    spans = Tensor(name=SPANS_OUTPUT, dtype="int64", shape=(*manifest.inputs[0].shape, 2))
+    words = [spans] if manifest.preprocessing.kind == "words" else []
+    for tensor in words:
+        tokenizer.output.add(name=tensor.name, data_type=_type(tensor), dims=_dims(tensor))
     _schedule(tokenizer)
     _warm_up(tokenizer)
 
@@ -68,8 +81,10 @@ def text_configs(
     ensemble.version_policy.specific.versions.append(version)
     ensemble.parameters[OWNER].string_value = manifest.name
     ensemble.input.add(name=TEXT_INPUT, data_type=pb.TYPE_STRING, dims=[1])
-    for tensor in _answers(manifest):
+    for tensor in [*_answers(manifest), *words]:
         _add_output(ensemble, tensor, labels)
+    if words and labels is not None:
+        ensemble.parameters[LABELS].string_value = json.dumps(list(labels), ensure_ascii=False)
     names = [tensor.name for tensor in manifest.inputs]
     first = ensemble.ensemble_scheduling.step.add(model_name=tokenizer.name, model_version=version)
     first.input_map[TEXT_INPUT] = TEXT_INPUT
@@ -78,6 +93,8 @@ def text_configs(
         # Tensors of an ensemble share one namespace with its inputs and outputs.
         first.output_map[tensor_name] = f"tokens.{tensor_name}"
         second.input_map[tensor_name] = f"tokens.{tensor_name}"
+    for tensor in words:
+        first.output_map[tensor.name] = tensor.name
     for tensor in _answers(manifest):
         second.output_map[tensor.name] = tensor.name
     return {config.name: config for config in (tokenizer, model, ensemble)}

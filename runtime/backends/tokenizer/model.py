@@ -5,11 +5,16 @@ stub, on any server with the python backend and the ``tokenizers`` package: it s
 
 Every request is padded to its own longest text, never to its neighbours': a text's answer does not depend on who else
 was asking.
+
+Where the model labels words (``"kind": "words"`` in ``preprocessing.json``) a text is split first, by the rule of
+``lepto.runtime.words``, and ``spans`` tells where the word begins and ends that a token is the first of.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from tokenizers import Encoding, Tokenizer
 
 INPUT = "TEXT"
+SPANS = "spans"
 
 
 class TritonPythonModel:
@@ -36,6 +42,7 @@ class TritonPythonModel:
         self._tokenizer.enable_truncation(max_length=settings["max_length"])
         self._tokenizer.no_padding()
         self._names: list[str] = settings["inputs"]
+        self._words = settings["kind"] == "words"
         self._pad = {
             "input_ids": settings["pad_id"],
             "attention_mask": 0,
@@ -46,7 +53,7 @@ class TritonPythonModel:
         """Answer each request, in order: ``TEXT`` [B, 1] to int64 [B, S] for each of the model's inputs."""
         responses: list[Any] = [None] * len(requests)
         texts: list[str] = []
-        spans: list[tuple[int, int, int]] = []
+        places: list[tuple[int, int, int]] = []
         for index, request in enumerate(requests):
             try:
                 own = _read(request)
@@ -55,14 +62,21 @@ class TritonPythonModel:
                     error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
                 )
                 continue
-            spans.append((index, len(texts), len(texts) + len(own)))
+            places.append((index, len(texts), len(texts) + len(own)))
             texts += own
-        encodings = self._tokenizer.encode_batch(texts) if texts else []
-        for index, start, end in spans:
-            responses[index] = self._respond(requests[index], encodings[start:end])
+        words = [split_words(text) for text in texts] if self._words else []
+        encodings = self._encode(texts, words) if texts else []
+        for index, start, end in places:
+            responses[index] = self._respond(requests[index], encodings[start:end], words[start:end])
         return responses
 
-    def _respond(self, request: Any, encodings: Sequence[Encoding]) -> Any:
+    def _encode(self, texts: Sequence[str], words: Sequence[Sequence[tuple[int, int]]]) -> list[Encoding]:
+        if not self._words:
+            return list(self._tokenizer.encode_batch(texts))
+        rows = [[text[start:end] for start, end in own] for text, own in zip(texts, words, strict=True)]
+        return list(self._tokenizer.encode_batch(rows, is_pretokenized=True))
+
+    def _respond(self, request: Any, encodings: Sequence[Encoding], words: Sequence[Sequence[tuple[int, int]]]) -> Any:
         length = max(len(encoding.ids) for encoding in encodings)
         wanted = set(request.requested_output_names())
         tensors = []
@@ -81,7 +95,33 @@ class TritonPythonModel:
                 }[name]
                 row[: len(values)] = values
             tensors.append(pb_utils.Tensor(name, rows))
+        if self._words and SPANS in wanted:
+            spans = np.full((len(encodings), length or 1, 2), -1, np.int64)
+            for row, encoding, own in zip(spans, encodings, words, strict=True):
+                last = None
+                for place, word in enumerate(encoding.word_ids):
+                    if word is not None and word != last:
+                        row[place] = own[word]
+                        last = word
+            tensors.append(pb_utils.Tensor(SPANS, spans))
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def split_words(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end: runs without white space, less the marks at their ends, one by one."""
+    spans: list[tuple[int, int]] = []
+    for run in re.finditer(r"\S+", text):
+        start, end = run.span()
+        first, last = start, end
+        while first < end and unicodedata.category(text[first])[0] in "PS":
+            first += 1
+        while last > first and unicodedata.category(text[last - 1])[0] in "PS":
+            last -= 1
+        spans += [(i, i + 1) for i in range(start, first)]
+        if first < last:
+            spans.append((first, last))
+        spans += [(i, i + 1) for i in range(last, end)]
+    return spans
 
 
 def _read(request: Any) -> list[str]:
