@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from lepto.compiler.passes import PASSES
+from lepto.compiler.passes.options import describe
 from lepto.compiler.recipe import Recipe, load_recipe_values, make_recipe
 from lepto.runtime.console import Output
 
@@ -39,7 +41,11 @@ def compile_(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random. [default: 0]")] = None,
     passes: Annotated[
-        str | None, typer.Option(help="Passes in order, with commas. [default: chosen by measurement]")
+        str | None,
+        typer.Option(
+            help=f"Passes in order, with commas, of {', '.join(PASSES)}; options in parentheses, "
+            "quantize-static(method=entropy); see lepto recipe passes. [default: chosen by measurement]"
+        ),
     ] = None,
     search_budget: Annotated[
         str | None,
@@ -239,6 +245,30 @@ def recipe_schema(as_json: _Json = False) -> None:
     """
     del as_json  # a JSON Schema is JSON either way
     print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@recipe.command("passes")
+def recipe_passes(as_json: _Json = False) -> None:
+    """Show the passes that a recipe can name, and their options.
+
+    Example: lepto recipe passes
+    """
+    from rich.table import Table
+
+    console = Output(as_json=as_json)
+    document: dict[str, Any] = {}
+    for name in PASSES:
+        about, options = describe(name)
+        document[name] = {
+            "about": about,
+            "options": {o.name: {"default": o.default, "values": o.values, "about": o.about} for o in options},
+        }
+        console.print(f"[bold]{name}[/bold]: {escape(about)}")
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        for option in options:
+            table.add_row(f"{option.name}={escape(option.default)}", escape(f"{option.about} ({option.values})"))
+        console.print(table)
+    console.result(document)
 
 
 @recipe.command("check")

@@ -87,13 +87,15 @@ def prepare(recipe: Recipe) -> Prepared:
     names: tuple[str, ...]
     if recipe.passes is not None:
         names = recipe.passes
-        lossy = [name for name in names if name.startswith("quantize-")]
+        steps = [step for entry in names for step in plan(entry)]
+        lossy = [step.name for step in steps if not step.preserves_function]
         if lossy and evaluation is None:
             raise LeptoError(
                 f"{lossy[0]} may change answers, and without --eval nobody would know: give evaluation data"
             )
-        if "quantize-static" in names and train is None:
-            raise LeptoError("quantize-static finds the ranges of the activations on training data: give --train")
+        reading = [step.name for step in steps if "calibration" in step.reads]
+        if reading and train is None:
+            raise LeptoError(f"{reading[0]} looks at what activations reach on training data: give --train")
     else:
         names = ("fuse",)
         asked = [n for n in ("search_budget", "latency_budget", "size_budget") if getattr(recipe, n) is not None]
@@ -222,10 +224,15 @@ def run_prepared(
             subject, pipeline, candidate = searched.student, searched.pipeline, searched.candidate
             evaluator = dataclasses.replace(evaluator, current=subject)
         else:
+            steps = [step for entry in prepared.plan for step in plan(entry)]
+            read = {what for step in steps for what in step.reads}
+            dev = _development(prepared) if "labels" in read else None
             context = Context(
                 calibration=encode(prepared.train.inputs, source.text)
-                if prepared.train and any("quantize-static" in entry for entry in prepared.plan)
+                if prepared.train and "calibration" in read
                 else (),
+                train=prepared.train if "labels" in read else None,
+                development=None if dev is None else (encode(dev.inputs, source.text), dev.labels),
                 threads=recipe.threads,
                 seed=recipe.seed,
                 layers=source.layers,
@@ -278,7 +285,7 @@ def run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
     for entry in prepared.plan:
         best: Candidate | None = None
         rejected = len(pipeline.rejected)
-        for step in plan(entry.split("|"), reduce_range=prepared.reduce_range):
+        for step in plan(entry, reduce_range=prepared.reduce_range, max_drop=prepared.recipe.max_drop):
             found = pipeline.run(step, current.model)
             if found is not None:
                 best = found if best is None else pipeline.better(best, found)
@@ -287,6 +294,22 @@ def run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
         elif len(pipeline.rejected) > rejected and prepared.recipe.passes is not None:
             _refuse(pipeline)  # what was asked for by name cannot be had within the budget
     return current
+
+
+def _development(prepared: Prepared) -> Samples | None:
+    """The development data of a request, for passes that judge candidates themselves."""
+    recipe = prepared.recipe
+    if recipe.dev is None:
+        return None
+    samples = load_samples(
+        recipe.dev,
+        split="validation",
+        text_column=recipe.text_column,
+        label_column=recipe.label_column,
+        labels=prepared.source.labels,
+    )
+    _check_inputs(samples, prepared.source)
+    return samples
 
 
 def _refuse(pipeline: Pipeline) -> None:

@@ -13,6 +13,7 @@ from lepto.runtime.errors import LeptoError
 
 if TYPE_CHECKING:
     from lepto.compiler.data import Samples
+    from lepto.compiler.passes.learned import LearnedRanges
     from lepto.compiler.source import Source
 
 Feed = Mapping[str, npt.NDArray[np.generic]]
@@ -31,6 +32,23 @@ class Left(Exception):  # noqa: N818  (no error: a pass that declines)
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows for people.
+
+    Attributes:
+        title: Above it.
+        columns: Headings.
+        rows: Cells, already formatted.
+        names: So many columns, the first ones, hold names; the others numbers.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+
+
+@dataclass(frozen=True)
 class Context:
     """What a pass may use.
 
@@ -40,10 +58,14 @@ class Context:
         seed: Seed of whatever is random in a pass.
         layers: Number of transformer layers as the model's configuration tells it, None where it does not.
         constant_inputs: Inputs that always hold one value everywhere, by name: single texts have one kind of token.
-        train: Training samples, None without them.
+        train: Training samples, in the order of ``calibration``; None without them.
+        development: Inputs of batch 1 and their labels ``[N]``, for passes that judge candidates themselves; None
+            where no such data was given.
+        learned: Ranges that were trained with the weights, which then need no calibration; None without them.
         teacher: The original, for passes that learn from it.
         progress: Told by long passes how many of how many steps are done.
         notes: What passes have to say about their work, for the record.
+        tables: The same in rows, for people.
     """
 
     calibration: Sequence[Feed] = ()
@@ -52,9 +74,12 @@ class Context:
     layers: int | None = None
     constant_inputs: Mapping[str, int] = field(default_factory=dict)
     train: Samples | None = None
+    development: tuple[Sequence[Feed], npt.NDArray[np.int64]] | None = None
+    learned: LearnedRanges | None = None
     teacher: Source | None = None
     progress: Callable[[int, int], None] | None = None
     notes: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
 
     def note(self, text: str) -> None:
         """Say something about the work done, for people and the manifest."""

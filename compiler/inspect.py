@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from lepto.compiler.context import Context, Left
 from lepto.compiler.data import Samples
 from lepto.compiler.export.onnx import export_onnx
-from lepto.compiler.passes.fuse import Fuse
+from lepto.compiler.passes import PASSES
+from lepto.compiler.passes.options import make_pass
 from lepto.compiler.source import Source
+from lepto.runtime.errors import LeptoError
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ def _part(name: str) -> str:
 
 
 def applicable(source: Source, *, threads: int, samples: Samples | None = None) -> list[Applies]:
-    """Try what can be tried without data: the export and the fusions; say what the others need.
+    """Try the export and every pass on the model; what a pass says when it declines is the reason.
+
+    Without data the example inputs stand for calibration samples: they show whether a pass can do its work, not how
+    well it does.
 
     Args:
         source: The model.
@@ -53,20 +58,32 @@ def applicable(source: Source, *, threads: int, samples: Samples | None = None) 
     exported = export_onnx(source, threads=threads)
     shapes = ", ".join(exported.shapes)
     found = [Applies("export", True, f"{exported.exporter}; shapes {shapes}: {exported.proof}")]
-    context = Context(threads=threads, layers=source.layers)
-    try:
-        fused = Fuse()(exported.model, context)
-        found.append(Applies("fuse", True, "; ".join(context.notes)))
-    except Left as left:
-        fused = exported.model
-        found.append(Applies("fuse", False, str(left)))
-    operators = fused.operators()
-    products = operators["MatMul"] + operators["Gemm"] + operators["Attention"]
-    needs = "" if samples else "; needs --eval to judge it"
-    if products:
-        found.append(Applies("quantize-dynamic", True, f"{products} products, {operators['Gather']} lookups{needs}"))
-        found.append(Applies("quantize-static", True, f"{products} products{needs}, and --train to calibrate"))
-    else:
-        why = f"no product with constant weights ({operators['Conv']} convolutions are not quantized in this release)"
-        found += [Applies("quantize-dynamic", False, why), Applies("quantize-static", False, why)]
+    model = exported.model
+    rows = len(next(iter(source.example.values())))
+    calibration = [{name: array[i : i + 1] for name, array in source.example.items()} for i in range(rows)]
+    for name in PASSES:
+        step = make_pass(name)
+        context = Context(calibration=calibration, threads=threads, layers=source.layers)
+        needs = [*(["--train"] if "calibration" in step.reads else []), *([] if samples else ["--eval"])]
+        needs = [] if step.preserves_function and "calibration" not in step.reads else needs
+        if "labels" in step.reads:
+            found.append(Applies(name, *_mixed(found)))
+            continue
+        try:
+            result = step(model, context)
+        except (Left, LeptoError) as declined:
+            found.append(Applies(name, False, str(declined)))
+            continue
+        said = "; ".join(context.notes) + (f"; needs {' and '.join(needs)}" if needs else "")
+        found.append(Applies(name, True, said))
+        if name == "fuse":  # the other passes come after it
+            model = result
     return found
+
+
+def _mixed(found: list[Applies]) -> tuple[bool, str]:
+    """Which nodes to blame only labelled samples can tell; whether there are any, static quantization has said."""
+    static = next(entry for entry in found if entry.name == "quantize-static")
+    if not static.applies:
+        return False, static.reason
+    return True, "where plain quantization is over the budget; needs --train and --eval"

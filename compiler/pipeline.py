@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,13 +16,11 @@ import numpy.typing as npt
 from rich.markup import escape
 
 from lepto.compiler.cache import Cache
-from lepto.compiler.context import Context, Left, PassError
+from lepto.compiler.context import Context, Feed, Left, PassError, Table
 from lepto.compiler.evaluate import Evaluator, Logits, Timing
 from lepto.compiler.export.onnx import export_onnx
 from lepto.compiler.model import OnnxModel
-from lepto.compiler.passes.fuse import Fuse
-from lepto.compiler.passes.quantize_dynamic import QuantizeDynamic
-from lepto.compiler.passes.quantize_static import QuantizeStatic
+from lepto.compiler.passes.options import alternatives, make_pass
 from lepto.compiler.source import Source
 from lepto.compiler.statistics import paired_difference, samples_needed
 from lepto.compiler.verify import first_difference
@@ -39,6 +38,10 @@ class Pass(Protocol):
     @property
     def preserves_function(self) -> bool:
         """Whether the outputs must stay the same; if not, the task metric decides."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What decides the result besides the model: ``calibration``, ``labels``, ``machine`` (its speed)."""
 
     def __call__(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Return a new model and leave the given one alone."""
@@ -242,14 +245,18 @@ class Pipeline:
         """The pass's model, its notes, and whether they were cached; or why it declines."""
 
         def make(stage: Path) -> None:
-            context = dataclasses.replace(self.context, notes=[])
+            context = dataclasses.replace(self.context, notes=[], tables=[])
             before = parent.digest
             with self._status(step.name):
+                model: OnnxModel | None
                 try:
                     model = step(parent, context)
                 except Left as left:
                     (stage / "left.json").write_text(json.dumps(str(left)))
-                    return
+                    model = None
+            (stage / "tables.json").write_text(json.dumps([dataclasses.asdict(table) for table in context.tables]))
+            if model is None:
+                return
             context.expect(parent.digest == before, f"{step.name} changed its input")
             (stage / "model.onnx").write_bytes(model.data)
             (stage / "notes.json").write_text(json.dumps(context.notes))
@@ -258,12 +265,15 @@ class Pipeline:
             "pass": step.name,
             "options": options,
             "input": parent.digest,
-            "calibration": self._calibration_digest(step),
+            "read": self._read_digest(step),
             "layers": self.context.layers,
             "seed": self.context.seed,
             "versions": self.versions,
         }
         entry, cached = self.cache.get("pass", key, make)
+        if (entry / "tables.json").exists():
+            for table in json.loads((entry / "tables.json").read_text()):
+                self._show(Table(**table))
         if (entry / "left.json").exists():
             return str(json.loads((entry / "left.json").read_text()))
         return (
@@ -281,16 +291,31 @@ class Pipeline:
             raise PassError(f"{step.name} must not change the function, but did: {proof}; {where}")
         return f"parity: {proof}", cached
 
-    def _calibration_digest(self, step: Pass) -> str | None:
-        import hashlib
+    def _read_digest(self, step: Pass) -> list[str]:
+        """Digests of what the pass reads besides the model."""
+        parts: list[str] = []
+        context = self.context
+        if "calibration" in step.reads:
+            parts.append(digest_of(context.calibration))
+            parts.append(context.learned.digest if context.learned is not None else "")
+        if "labels" in step.reads:
+            parts.append(context.train.digest if context.train is not None else "")
+            if context.development is not None:
+                feeds, labels = context.development
+                parts.append(digest_of([*feeds, {"labels": labels}]))
+        if "machine" in step.reads:
+            parts += [self.evaluator.machine, str(context.threads)]
+        return parts
 
-        if step.preserves_function or not isinstance(step, QuantizeStatic):
-            return None
-        digest = hashlib.sha256()
-        for feed in self.context.calibration:
-            for name in sorted(feed):
-                digest.update(feed[name].tobytes())
-        return digest.hexdigest()
+    def _show(self, table: Table) -> None:
+        from rich.table import Table as Shown
+
+        shown = Shown(title=table.title, title_justify="left", box=None)
+        for i, column in enumerate(table.columns):
+            shown.add_column(column, justify="left" if i < table.names else "right")
+        for row in table.rows:
+            shown.add_row(*map(escape, row))
+        self.output.print(shown)
 
     def _record(
         self,
@@ -352,11 +377,21 @@ def earned(timing: Timing, parent_bytes: int, bytes_: int, preserves_function: b
     return False, f"not shown to be faster than its input, nor a tenth smaller: {said}"
 
 
-def plan(names: Sequence[str], *, reduce_range: bool) -> list[Pass]:
-    """The passes of these names with the options that fit the target."""
-    known: dict[str, Pass] = {
-        "fuse": Fuse(),
-        "quantize-dynamic": QuantizeDynamic(reduce_range=reduce_range),
-        "quantize-static": QuantizeStatic(reduce_range=reduce_range),
-    }
-    return [known[name] for name in names]
+def digest_of(feeds: Sequence[Feed]) -> str:
+    """Sha256 over inputs, in hex."""
+    digest = hashlib.sha256()
+    for feed in feeds:
+        for name in sorted(feed):
+            digest.update(f"{name}{feed[name].dtype}{feed[name].shape}".encode())
+            digest.update(np.ascontiguousarray(feed[name]).tobytes())
+    return digest.hexdigest()
+
+
+def plan(entry: str, *, reduce_range: bool = False, max_drop: str = "1%") -> list[Pass]:
+    """The alternatives of one step of a plan, with the options that fit the target where the text names none.
+
+    Raises:
+        ValueError: A pass or an option is unknown, or a value is wrong.
+    """
+    defaults = {"reduce_range": reduce_range, "max_drop": max_drop}
+    return [make_pass(text, defaults) for text in alternatives(entry)]

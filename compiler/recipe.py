@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lepto.compiler.passes import PASSES
+from lepto.compiler.passes.options import alternatives, make_pass, parse_pass, split_outside, write_pass
+from lepto.compiler.passes.order import check_order
 from lepto.compiler.workers import Workers
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.targets import TARGETS
@@ -45,7 +47,9 @@ class Recipe(BaseModel):
     )
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of everything random.")
     passes: tuple[str, ...] | None = Field(
-        default=None, description=f"The passes in order, of {', '.join(PASSES)}; by default chosen by measurement."
+        default=None,
+        description=f"The passes in order, of {', '.join(PASSES)}; options in parentheses, "
+        "quantize-static(method=entropy), or as a mapping; alternatives joined by |; by default chosen by measurement.",
     )
     name: str | None = Field(default=None, description="Name of the package; by default that of the output folder.")
     publish: str | None = Field(default=None, description="Model repository to publish into.")
@@ -127,23 +131,16 @@ class Recipe(BaseModel):
     @field_validator("passes", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        entries = split_outside(value, ",") if isinstance(value, str) else value
+        return tuple(write_pass(entry) for entry in entries if entry) if isinstance(entries, list | tuple) else entries
 
     @field_validator("passes")
     @classmethod
     def _known_passes(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for name in value or ():
-            if name not in PASSES:
-                raise ValueError(f"unknown pass {name!r}{_near(name, PASSES)}; passes: {', '.join(PASSES)}")
-        if value is not None and len(set(value)) != len(value):
-            raise ValueError(f"each pass may stand once, got {', '.join(value)}")
-        quantizers = [name for name in value or () if name.startswith("quantize-")]
-        if len(quantizers) > 1:
-            raise ValueError(f"only one quantization can be applied, got {' and '.join(quantizers)}")
-        if quantizers and value is not None and value[-1] != quantizers[0]:
-            raise ValueError(f"{quantizers[0]} must come last: other passes do not know quantized graphs")
+        steps = [[parse_pass(part) for part in alternatives(entry)] for entry in value or ()]
+        check_order([[named.name for named in step] for step in steps])
+        for named in (named for step in steps for named in step if named.options):
+            make_pass(str(named))  # the pass itself knows what it allows
         return value
 
     @field_validator("target")
@@ -168,9 +165,19 @@ class Recipe(BaseModel):
 
     def allowed_drop(self, source_metric: float) -> float:
         """The largest drop in the metric's own units."""
-        match = _DROP.fullmatch(self.max_drop)
-        assert match is not None
-        return float(match[1]) / 100 * source_metric if match[2] else float(match[1])
+        return allowed_drop(self.max_drop, source_metric)
+
+
+def allowed_drop(text: str, source_metric: float) -> float:
+    """The largest drop in the metric's own units: ``1%`` is a share of the source's metric, ``0.01`` absolute.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    match = _DROP.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"must be a share like 1% (of the source's metric) or a number like 0.01, got {text!r}")
+    return float(match[1]) / 100 * source_metric if match[2] else float(match[1])
 
 
 def seconds(text: str) -> float:
@@ -276,7 +283,8 @@ def load_recipe_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             raise LeptoError(f"{path}, line {line + 1}, column {column + 1}: {plain!r} stands twice")
         lines[plain] = f", line {line + 1}, column {column + 1}"
         value = loaded[key]
-        values[plain] = [str(item) for item in value] if isinstance(value, list) else value
+        entries = isinstance(value, list)
+        values[plain] = [item if isinstance(item, dict) else str(item) for item in value] if entries else value
     return values, lines
 
 

@@ -34,6 +34,7 @@ class Fuse:
 
     name: ClassVar[str] = "fuse"
     preserves_function: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ()
 
     attention: bool = True
     normalization: bool = True

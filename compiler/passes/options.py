@@ -108,7 +108,7 @@ def write_pass(entry: Any) -> str:
         ValueError: It is neither.
     """
     if isinstance(entry, str):
-        return " | ".join(str(parse_pass(part)) for part in alternatives(entry))
+        return "|".join(str(parse_pass(part)) for part in alternatives(entry))
     if isinstance(entry, Mapping) and len(entry) == 1:
         ((name, options),) = entry.items()
         if options is None:
@@ -143,7 +143,7 @@ def make_pass(text: str, defaults: Mapping[str, Any] | None = None) -> Any:
     for name, value in named.options.items():
         if name not in known:
             raise ValueError(
-                f"{named.name}: unknown option {name!r}{_near(name, known)}; options: {', '.join(known) or 'none'}"
+                f"{named.name}: unknown option {name!r}{_near(name, known)}; its options: {', '.join(known) or 'none'}"
             )
         try:
             values[name] = _typed(value, hints[name])

@@ -38,6 +38,7 @@ class QuantizeDynamic:
 
     name: ClassVar[str] = "quantize-dynamic"
     preserves_function: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
 
     granularity: Literal["per-channel", "per-tensor"] = "per-channel"
     reduce_range: bool = False

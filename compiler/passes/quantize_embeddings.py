@@ -87,6 +87,7 @@ class QuantizeEmbeddings:
 
     name: ClassVar[str] = "quantize-embeddings"
     preserves_function: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
 
     bits: Literal[4, 8] = 8
     block_size: int = 32

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from lepto.compiler.context import Context, Feed, Left
@@ -22,8 +23,8 @@ from lepto.compiler.passes.calibration import (
 )
 from lepto.compiler.passes.fusions import graph as g
 from lepto.compiler.passes.observe import choose_feeds, observe
-from lepto.compiler.passes.qdq import qdq_int8, quantized_tensors
-from lepto.compiler.passes.quantize_dynamic import check_integer_kernels, dynamic_int8, kept_in_float
+from lepto.compiler.passes.qdq import qdq_int8, quantizable_qdq, quantized_tensors
+from lepto.compiler.passes.quantize_dynamic import check_integer_kernels, dynamic_int8, kept_in_float, quantizable
 
 Format = Literal["auto", "operators", "qdq"]
 
@@ -49,6 +50,7 @@ class QuantizeStatic:
 
     name: ClassVar[str] = "quantize-static"
     preserves_function: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ("calibration",)
 
     samples: int = 256
     reduce_range: bool = False
@@ -82,30 +84,67 @@ class QuantizeStatic:
         if not context.calibration:
             raise Left("static quantization needs training data to find the ranges of the activations: give --train")
         feeds = choose_feeds(context, self.samples)
-        how = f"{len(feeds)} calibration samples, {self.method}{kept_in_float(self.exclude)}"
-        if self.format == "qdq" or (self.format == "auto" and model.operators()["Conv"]):
-            names = quantized_tensors(model, self.exclude)
-            ranges = self._ranges(model, names, feeds, context)
-            result, counts = qdq_int8(
-                model, ranges, reduce_range=self.reduce_range, symmetric=self.symmetric, exclude=self.exclude
-            )
-            context.note(f"{counts}; {how}")
-            return result
-        dynamic = dynamic_int8(model, per_channel=True, reduce_range=self.reduce_range, exclude=self.exclude)
-        nodes = [node for node in dynamic.proto().graph.node if node.op_type == "DynamicQuantizeLinear"]
-        if not nodes:
-            raise Left("nothing to quantize: no activation meets quantized weights")
-        names = sorted({node.input[0] for node in nodes})
-        result = _with_constants(dynamic, self._ranges(model, names, feeds, context))
-        context.note(f"{check_integer_kernels(result)}; {how}")
+        names = self.tensors(model)
+        learned = {} if context.learned is None else context.learned.of(model, names, context.threads)
+        ranges = learned | self.calibrate(model, [name for name in names if name not in learned], feeds, context)
+        result, counts = self.with_ranges(model, ranges)
+        trained = f", {len(learned)} of {len(names)} ranges trained" if learned else ""
+        context.note(
+            f"{counts or check_integer_kernels(result)}; {len(feeds)} calibration samples, {self.method}{trained}"
+            f"{kept_in_float(self.exclude)}"
+        )
         return result
 
-    def _ranges(
+    def nodes(self, model: OnnxModel) -> tuple[str, ...]:
+        """Names of the nodes that are quantized, or could be excluded from it."""
+        return quantizable_qdq(model) if self.pairs(model) else quantizable(model)
+
+    def tensors(self, model: OnnxModel) -> list[str]:
+        """Names of the activations whose range is needed.
+
+        Raises:
+            Left: There is nothing to quantize.
+            LeptoError: A name in ``exclude`` is unknown.
+        """
+        if self.pairs(model):
+            return quantized_tensors(model, self.exclude)
+        names = sorted({node.input[0] for node in _activations(self._dynamic(model))})
+        if not names:
+            raise Left("nothing to quantize: no activation meets quantized weights")
+        return names
+
+    def calibrate(
         self, model: OnnxModel, names: Sequence[str], feeds: Sequence[Feed], context: Context
     ) -> dict[str, Range]:
+        """The ranges of activations on calibration data, by name."""
         return activation_ranges(
             model, names, feeds, method=self.method, percentile=self.percentile, threads=context.threads
         )
+
+    def with_ranges(self, model: OnnxModel, ranges: Mapping[str, Range]) -> tuple[OnnxModel, str]:
+        """Quantize with known ranges, of more tensors than needed if need be; and the integer kernels, if counted.
+
+        Raises:
+            Left: There is nothing to quantize.
+            PassError: A quantized product is not run by an integer kernel.
+        """
+        if self.pairs(model):
+            needed = {name: ranges[name] for name in quantized_tensors(model, self.exclude)}
+            return qdq_int8(
+                model, needed, reduce_range=self.reduce_range, symmetric=self.symmetric, exclude=self.exclude
+            )
+        return _with_constants(self._dynamic(model), ranges), ""
+
+    def pairs(self, model: OnnxModel) -> bool:
+        """Whether standard pairs are written for this graph."""
+        return self.format == "qdq" or (self.format == "auto" and model.operators()["Conv"] > 0)
+
+    def _dynamic(self, model: OnnxModel) -> OnnxModel:
+        return dynamic_int8(model, per_channel=True, reduce_range=self.reduce_range, exclude=self.exclude)
+
+
+def _activations(model: OnnxModel) -> list[onnx.NodeProto]:
+    return [node for node in model.proto().graph.node if node.op_type == "DynamicQuantizeLinear"]
 
 
 def activation_ranges(
@@ -124,6 +163,8 @@ def activation_ranges(
     Raises:
         PassError: A tensor is unknown or not finite.
     """
+    if not names:
+        return {}
     lows, highs = np.full(len(names), np.inf), np.full(len(names), -np.inf)
     for values in observe(model, names, feeds, threads):
         for i, value in enumerate(values):

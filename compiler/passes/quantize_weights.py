@@ -39,6 +39,7 @@ class QuantizeWeights:
 
     name: ClassVar[str] = "quantize-weights"
     preserves_function: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
 
     bits: Literal[4, 8] = 4
     block_size: int = 128

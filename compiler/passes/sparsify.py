@@ -1,13 +1,13 @@
 """Weights with zeros, where the target multiplies them faster.
 
-NVIDIA's sparse tensor cores do (TensorRT runs a product whose weights are 2:4), ONNX Runtime's CPU provider does not: it
-makes a sparse initializer dense when it loads a model, and its ``SparseToDenseMatMul`` takes no constant. So the pass
-measures first, and declines with the figures where nothing is gained.
+NVIDIA's sparse tensor cores do (TensorRT runs a product whose weights are 2:4), ONNX Runtime's CPU provider does not:
+it makes a sparse initializer dense when it loads a model, and its ``SparseToDenseMatMul`` takes no constant (1.32). So
+the pass measures first, and declines with the figures where nothing is gained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -103,17 +103,9 @@ class Sparsify:
             LeptoError: A name in ``exclude`` is unknown.
         """
         check_names(model, self.exclude, quantizable(model))
-        loaded = model.ir()
-        found = []
-        for node in loaded.graph:
-            weight = g.constant(node.inputs[1]) if node.op_type in ("MatMul", "Gemm") and node.domain == "" else None
-            if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
-                continue
-            if (node.name or node.outputs[0].name) not in self.exclude:
-                found.append((node, weight.astype(np.float32, copy=False)))
-        if not found:
+        weights = [weight for _, weight in _products(model.ir().graph, self.exclude)]
+        if not weights:
             raise Left("nothing to make sparse: no MatMul or Gemm has constant weights" + kept_in_float(self.exclude))
-        weights = [weight.T if _transposed(node) else weight for node, weight in found]
         largest = max(weights, key=lambda weight: weight.size)
         kept = self._mask(largest)
         ratios = {rows: time_zeros(largest, kept, rows, context) for rows in _ROWS}
@@ -122,17 +114,37 @@ class Sparsify:
         share = f"{1 - kept.mean():.0%} zeros ({self.pattern})"
         if not all(ratio.low > _LEAST for ratio in ratios.values()):
             raise Left(f"no gain from zeros on this machine: {shape} with {share} against dense weights, {said}")
-        for (node, _), weight in zip(found, weights, strict=True):
-            value = node.inputs[1]
-            assert value is not None
-            sparse = np.where(self._mask(weight), weight, np.float32(0))
-            sparse = sparse.T if _transposed(node) else sparse
-            node.replace_input_with(1, g.add_initializer(loaded.graph, f"{value.name}.sparse", sparse))
-        context.note(f"{len(found)} products; {shape} with {share} against dense weights, {said}")
-        return OnnxModel.from_ir(g.finish(loaded))
+        result = with_zeros(model, self._mask, self.exclude)
+        context.note(f"{len(weights)} products; {shape} with {share} against dense weights, {said}")
+        return result
 
     def _mask(self, weight: Floats) -> Mask:
         return two_of_four(weight) if self.pattern == "2:4" else magnitude_mask(weight, self.sparsity)
+
+
+def with_zeros(model: OnnxModel, mask: Callable[[Floats], Mask], exclude: Sequence[str] = ()) -> OnnxModel:
+    """The model with the weights ``[K, N]`` of its products masked."""
+    loaded = model.ir()
+    for node, weight in _products(loaded.graph, exclude):
+        value = node.inputs[1]
+        assert value is not None
+        sparse = np.where(mask(weight), weight, np.float32(0))
+        sparse = sparse.T if _transposed(node) else sparse
+        node.replace_input_with(1, g.add_initializer(loaded.graph, f"{value.name}.sparse", sparse))
+    return OnnxModel.from_ir(g.finish(loaded))
+
+
+def _products(graph: ir.Graph, exclude: Sequence[str]) -> list[tuple[ir.Node, Floats]]:
+    """The products with constant weights, and these as ``[K, N]``."""
+    found = []
+    for node in graph:
+        weight = g.constant(node.inputs[1]) if node.op_type in ("MatMul", "Gemm") and node.domain == "" else None
+        if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
+            continue
+        if (node.name or node.outputs[0].name) not in exclude:
+            floats = weight.astype(np.float32, copy=False)
+            found.append((node, floats.T if _transposed(node) else floats))
+    return found
 
 
 def _transposed(node: ir.Node) -> bool:

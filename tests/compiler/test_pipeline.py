@@ -183,6 +183,7 @@ class Damage:
 
     name: ClassVar[str] = "fuse"
     preserves_function: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ()
     part: str = "layer.1"
     factor: float = 3.0
 
@@ -197,7 +198,7 @@ class Damage:
 def test_a_broken_promise_stops_the_compile_and_names_the_layer(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "Fuse", Damage)
+    monkeypatch.setattr("lepto.compiler.passes.fuse.Fuse", Damage)
     with pytest.raises(LeptoError, match=r"fuse must not change the function, but did.*encoder\.layer\.1") as caught:
         compile_model(recipe(toy, passes=("fuse",)), tmp_path / "out")
     assert caught.value.exit_code == 1
@@ -221,7 +222,7 @@ class DamagingQuantizer(QuantizeDynamic):
 def test_a_budget_that_no_candidate_meets_ends_without_a_package(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "QuantizeDynamic", DamagingQuantizer)
+    monkeypatch.setattr("lepto.compiler.passes.quantize_dynamic.QuantizeDynamic", DamagingQuantizer)
     with pytest.raises(LeptoError, match=r"the closest is quantize-damaged with accuracy 0\.\d+ \[0\.") as caught:
         compile_model(recipe(toy, passes=("fuse", "quantize-dynamic"), max_drop="0%"), tmp_path / "out")
     assert caught.value.exit_code == 1
@@ -232,7 +233,7 @@ def test_a_budget_that_no_candidate_meets_ends_without_a_package(
 def test_the_chosen_plan_leaves_a_candidate_over_the_budget_out(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "QuantizeDynamic", DamagingQuantizer)
+    monkeypatch.setattr("lepto.compiler.passes.quantize_dynamic.QuantizeDynamic", DamagingQuantizer)
     package = compile_model(recipe(toy, train=None), tmp_path / "out")
     record = package.manifest.passes[-1]
     assert not record.kept
@@ -251,7 +252,7 @@ def test_a_pass_that_declines_is_left_out_with_its_reason(
         def __call__(self, model: OnnxModel, context: Context) -> OnnxModel:
             raise Left("nothing to do here")
 
-    monkeypatch.setattr(pipeline, "Fuse", Declines)
+    monkeypatch.setattr("lepto.compiler.passes.fuse.Fuse", Declines)
     package = compile_model(recipe(toy, eval=None, train=None), tmp_path / "out")
     assert package.manifest.passes[-1].reason == "nothing to do here"
     assert not package.manifest.passes[-1].kept

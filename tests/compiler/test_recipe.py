@@ -25,7 +25,28 @@ def test_a_share_is_of_the_sources_metric_and_a_number_is_absolute(drop: object,
         ({"model": "m", "passes": "fuse,quantise-dynamic"}, r"unknown pass 'quantise-dynamic'; did you mean 'quantize"),
         ({"model": "m", "passes": "fuse,fuse"}, "may stand once"),
         ({"model": "m", "passes": "quantize-static,quantize-dynamic"}, "only one quantization"),
-        ({"model": "m", "passes": "quantize-dynamic,fuse"}, "must come last"),
+        ({"model": "m", "passes": "quantize-dynamic,fuse"}, "fuse must come before quantize-dynamic"),
+        (
+            {"model": "m", "passes": "quantize-static,smooth"},
+            "smooth must come before quantize-static: it changes float",
+        ),
+        ({"model": "m", "passes": "quantize-static,quantize-embeddings"}, "quantize-embeddings must come before"),
+        ({"model": "m", "passes": "quantize-dynamic,mixed-precision"}, "joined by '|' they are alternatives"),
+        (
+            {"model": "m", "passes": "quantize-static(metod=mse)"},
+            r"quantize-static: unknown option 'metod'; did you mean 'method'\?; its options: samples, reduce_range,",
+        ),
+        ({"model": "m", "passes": "quantize-static(method=best)"}, "quantize-static: method must be one of min-max, "),
+        ({"model": "m", "passes": "quantize-static(samples=many)"}, "samples must be a whole number, got 'many'"),
+        ({"model": "m", "passes": "quantize-weights(bits=3)"}, "quantize-weights: bits must be 4 or 8, got"),
+        ({"model": "m", "passes": "smooth(residuals=1)"}, "smooth: residuals must be true or false, got '1'"),
+        ({"model": "m", "passes": "smooth(alpha=0.5,alpha=1)"}, "smooth: option 'alpha' stands twice"),
+        ({"model": "m", "passes": "smooth(alpha)"}, "smooth: an option is written as name=value, got 'alpha'"),
+        ({"model": "m", "passes": "smooth(alpha=0.5"}, r"'\(' is not closed in"),
+        ({"model": "m", "passes": "smooth(alpha=[1,2])"}, r"alpha must be one value, got \[1,2\]"),
+        ({"model": "m", "passes": [{"smooth": {}, "fuse": {}}]}, "a pass is a name, "),
+        ({"model": "m", "passes": [{"smooth": {"alfa": 1}}]}, "unknown option 'alfa'; did you mean 'alpha'"),
+        ({"model": "m", "passes": "mixed-precision(max_drop=much)"}, "mixed-precision: max_drop must be a share like"),
         ({"model": "m", "target": "x86-64-v44"}, r"unknown target 'x86-64-v44'; did you mean 'x86-64-v4'\?"),
         ({"model": "m", "max_drop": "1"}, r"must be below 1, got '1': did you mean 1%\?"),
         ({"model": "m", "max_drop": "little"}, "must be a share like 1%"),
@@ -46,6 +67,22 @@ def test_passes_come_as_text_or_list() -> None:
     assert make_recipe({"model": "m", "passes": "fuse, quantize-dynamic"}).passes == ("fuse", "quantize-dynamic")
     assert make_recipe({"model": "m", "passes": ["fuse"]}).passes == ("fuse",)
     assert make_recipe({"model": "m"}).passes is None
+
+
+def test_options_come_in_parentheses_or_as_mappings(tmp_path: Path) -> None:
+    text = "fuse, smooth( alpha = 0.7 ), quantize-static(method=entropy, exclude=[a, /b/c.d], samples=16)"
+    wanted = ("fuse", "smooth(alpha=0.7)", "quantize-static(method=entropy,exclude=[a,/b/c.d],samples=16)")
+    assert make_recipe({"model": "m", "passes": text}).passes == wanted
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "model: m\npasses:\n  - fuse\n  - smooth: {alpha: 0.7}\n"
+        "  - quantize-static: {method: entropy, exclude: [a, /b/c.d], samples: 16}\n"
+    )
+    assert read(file).passes == wanted
+    file.write_text("model: m\npasses: [fuse, smooth(alpha=0.7), 'quantize-static(samples=16)|quantize-dynamic']\n")
+    assert read(file).passes == ("fuse", "smooth(alpha=0.7)", "quantize-static(samples=16)|quantize-dynamic")
+    again = Recipe.model_validate_json(make_recipe({"model": "m", "passes": text}).model_dump_json())
+    assert again.passes == wanted
 
 
 def test_a_recipe_is_read_with_the_place_of_each_key(tmp_path: Path) -> None:
