@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import io
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, PassError
 from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.evaluate import Evaluator, Timing, agreement, real_feeds
+from lepto.compiler.judged import Judged
 from lepto.compiler.packaging import assemble
 from lepto.compiler.pipeline import Budget, Candidate, Pipeline, plan
 from lepto.compiler.recipe import DEFAULT_SEARCH, NO_SEARCH, Recipe
 from lepto.compiler.searching import check_limits, search
-from lepto.compiler.source import Source, open_source
+from lepto.compiler.source import Source, Text, open_source
+from lepto.compiler.source_passes import apply_source_passes, is_source_pass
 from lepto.compiler.statistics import PairedDifference, paired_difference, samples_needed
 from lepto.compiler.verify import encode
 from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import this_machine
-from lepto.runtime.manifest import FEATURE_EXTRACTION, Metric, Speedup
+from lepto.runtime.manifest import FEATURE_EXTRACTION, Metric, PassRecord, Speedup
 from lepto.runtime.package import Package
 from lepto.runtime.targets import TARGETS, Target
 
@@ -114,6 +117,14 @@ def prepare(recipe: Recipe) -> Prepared:
     searches = (
         recipe.passes is None and evaluation is not None and train is not None and recipe.search_budget != NO_SEARCH
     )
+    if searches and source.task == FEATURE_EXTRACTION:
+        if asked:
+            raise LeptoError(
+                f"--{asked[0].replace('_', '-')}: no search is made for {source.task}: students learn from answers, "
+                "not from vectors. Leave it out"
+            )
+        searches = False
+        notes.append(f"no search: students learn from answers, and {source.task} gives vectors")
     if recipe.confidence is not None and evaluation is None:
         raise LeptoError("--confidence asks for a bound on evaluation data: give --eval")
     budget = (recipe.search_budget or DEFAULT_SEARCH) if searches else recipe.search_budget
@@ -225,19 +236,25 @@ def run_prepared(
             evaluator = dataclasses.replace(evaluator, current=subject)
         else:
             steps = [step for entry in prepared.plan for step in plan(entry)]
+            records: list[PassRecord] = []
+            if first := [step for step in steps if is_source_pass(step)]:
+                subject, records = _cut_and_taught(first, prepared, evaluator, budget, cache, console, versions)
+                evaluator = dataclasses.replace(evaluator, current=subject)
             read = {what for step in steps for what in step.reads}
-            dev = _development(prepared) if "labels" in read else None
             context = Context(
-                calibration=encode(prepared.train.inputs, source.text)
+                calibration=encode(prepared.train.inputs, subject.text)
                 if prepared.train and "calibration" in read
                 else (),
                 train=prepared.train if "labels" in read else None,
-                development=None if dev is None else (encode(dev.inputs, source.text), dev.labels),
+                judged=_judged(prepared, subject.text) if "labels" in read else None,
                 threads=recipe.threads,
                 seed=recipe.seed,
-                layers=source.layers,
+                layers=subject.layers,
+                # Single texts have one kind of token; a cut model has no other user who could know better.
+                constant_inputs={"token_type_ids": 0} if first else {},
             )
-            pipeline = Pipeline(source, context, evaluator, cache, console, budget, versions)
+            pipeline = Pipeline(subject, context, evaluator, cache, console, budget, versions)
+            pipeline.records.extend(records)
             candidate = run_passes(pipeline, prepared)
             check_limits(prepared, pipeline, candidate)
         if samples is not None and candidate.logits is None:
@@ -247,14 +264,14 @@ def run_prepared(
             if not budget.keeps(candidate.metric, evaluator.right(candidate.logits)):
                 said = budget.said(candidate.metric, evaluator.right(candidate.logits))
                 pipeline.rejected.append((candidate.metric, "the float export", said))
-                _refuse(pipeline)
+                _refuse(pipeline.budget, pipeline.rejected)
         difference, verdict = None, ""
         if budget is not None and candidate.logits is not None:
             difference, verdict = _non_inferiority(budget, evaluator.right(candidate.logits))
             console.print(verdict)
         timing, speed_cached = evaluator.compare(None, candidate.model, "result")
         invariant = evaluator.batch_invariant(candidate.model)
-        if speed_cached and all(record.cached or not record.kept for record in pipeline.records):
+        if speed_cached and all(record.cached for record in pipeline.records):
             console.print("[dim]every step was in the cache: nothing was computed again[/dim]")
         package = assemble(
             prepared,
@@ -282,25 +299,58 @@ def run_prepared(
 def run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
     """Export a source and apply the plan to it."""
     current = Candidate(pipeline.export())
+    prepared_for: Candidate | None = None  # what only prepares another pass is kept if that one is
     for entry in prepared.plan:
+        if any(is_source_pass(step) for step in plan(entry)):
+            continue  # done before the export
         best: Candidate | None = None
         rejected = len(pipeline.rejected)
         for step in plan(entry, reduce_range=prepared.reduce_range, max_drop=prepared.recipe.max_drop):
-            found = pipeline.run(step, current.model)
+            start = current if prepared_for is None else prepared_for
+            found = pipeline.run(step, start.model, current.model)
             if found is not None:
                 best = found if best is None else pipeline.better(best, found)
-        if best is not None:
-            current = best
+        if best is not None and best.prepares:
+            prepared_for = best
+        elif best is not None:
+            current, prepared_for = best, None
         elif len(pipeline.rejected) > rejected and prepared.recipe.passes is not None:
-            _refuse(pipeline)  # what was asked for by name cannot be had within the budget
+            _refuse(pipeline.budget, pipeline.rejected)  # what was asked for by name cannot be had within the budget
+    if prepared_for is not None:
+        pipeline.drop(prepared_for, "no pass that it prepares was kept")
     return current
 
 
-def _development(prepared: Prepared) -> Samples | None:
-    """The development data of a request, for passes that judge candidates themselves."""
+def _cut_and_taught(
+    steps: list[Any],
+    prepared: Prepared,
+    evaluator: Evaluator,
+    budget: Budget | None,
+    cache: Cache,
+    console: Output,
+    versions: dict[str, str],
+) -> tuple[Source, list[PassRecord]]:
+    """The source after the passes that run before the export; what they leave must keep the budget."""
+    recipe, source = prepared.recipe, prepared.source
+    context = Context(train=prepared.train, threads=recipe.threads, seed=recipe.seed, layers=source.layers)
+    subject, records = apply_source_passes(steps, source, context, evaluator, cache, console, versions)
+    kept = [record for record in records if record.metric is not None]
+    if kept and budget is not None:
+        scorer = dataclasses.replace(evaluator, current=subject)
+        right = scorer.right(scorer.module_logits("result")[0])
+        metric = kept[-1].metric
+        assert metric is not None
+        if not budget.keeps(metric, right):
+            names = ", ".join(record.pass_ for record in kept)
+            _refuse(budget, [(metric, names, budget.said(metric, right))])
+    return subject, records
+
+
+def _judged(prepared: Prepared, text: Text | None) -> Judged | None:
+    """The development data of a request, else its training data, for passes that judge candidates themselves."""
     recipe = prepared.recipe
     if recipe.dev is None:
-        return None
+        return None if prepared.train is None else Judged.of(prepared.train, text, training=True)
     samples = load_samples(
         recipe.dev,
         split="validation",
@@ -309,16 +359,16 @@ def _development(prepared: Prepared) -> Samples | None:
         labels=prepared.source.labels,
     )
     _check_inputs(samples, prepared.source)
-    return samples
+    return Judged.of(samples, text)
 
 
-def _refuse(pipeline: Pipeline) -> None:
-    assert pipeline.budget is not None
-    metric, name, why = max(pipeline.rejected, key=lambda item: item[0].value)
+def _refuse(budget: Budget | None, rejected: Sequence[tuple[Metric, str, str]]) -> None:
+    assert budget is not None
+    metric, name, why = max(rejected, key=lambda item: item[0].value)
     raise LeptoError(
         f"no candidate keeps the budget: the closest is {name} with {_metric_text(metric)}, "
-        f"but at least {pipeline.budget.minimum:.4f} is asked for (source {pipeline.budget.metric.value:.4f}, "
-        f"--max-drop {pipeline.budget.allowed_drop:.4f}): {why}. No package was written: allow a larger "
+        f"but at least {budget.minimum:.4f} is asked for (source {budget.metric.value:.4f}, "
+        f"--max-drop {budget.allowed_drop:.4f}): {why}. No package was written: allow a larger "
         "--max-drop, or leave --passes out",
         exit_code=1,
     )

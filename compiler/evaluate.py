@@ -109,6 +109,17 @@ class Evaluator:
 
         return self._logits("source-metric", self.source.digest, make)
 
+    def module_logits(self, label: str) -> tuple[Logits, bool]:
+        """What the subject's own PyTorch module says; and whether the cache had it."""
+        samples, subject = self._samples(), self.subject
+
+        def make(stage: Path) -> None:
+            run = subject.runner(self.threads)
+            with _task(self.progress, f"{label}: metric", len(samples)) as advance:
+                np.save(stage / "logits.npy", logits_in_batches(run, samples, subject.text, advance))
+
+        return self._logits("module-metric", subject.digest, make)
+
     def logits(self, model: OnnxModel, label: str) -> tuple[Logits, bool]:
         """[N, L] of a candidate, each sample run alone; and whether the cache had them."""
         samples = self._samples()

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from lepto.compiler.channels import find_groups
 from lepto.compiler.context import Context, Left
+from lepto.compiler.cut_channels import example_tensors
 from lepto.compiler.data import Samples
+from lepto.compiler.encoder import Encoder
 from lepto.compiler.export.onnx import export_onnx
 from lepto.compiler.passes import PASSES
 from lepto.compiler.passes.options import make_pass
 from lepto.compiler.source import Source
+from lepto.compiler.source_passes import is_source_pass
 from lepto.runtime.errors import LeptoError
 
 
@@ -63,9 +67,12 @@ def applicable(source: Source, *, threads: int, samples: Samples | None = None) 
     calibration = [{name: array[i : i + 1] for name, array in source.example.items()} for i in range(rows)]
     for name in PASSES:
         step = make_pass(name)
+        if is_source_pass(step):
+            found.append(Applies(name, *_on_module(name, source)))
+            continue
         context = Context(calibration=calibration, threads=threads, layers=source.layers)
-        needs = [*(["--train"] if "calibration" in step.reads else []), *([] if samples else ["--eval"])]
-        needs = [] if step.preserves_function and "calibration" not in step.reads else needs
+        needs = ["--train"] if "calibration" in step.reads else []
+        needs += [] if samples or step.preserves_function else ["--eval"]
         if "labels" in step.reads:
             found.append(Applies(name, *_mixed(found)))
             continue
@@ -79,6 +86,31 @@ def applicable(source: Source, *, threads: int, samples: Samples | None = None) 
         if name == "fuse":  # the other passes come after it
             model = result
     return found
+
+
+def _on_module(name: str, source: Source) -> tuple[bool, str]:
+    """Passes before the export: what they could cut or teach, without doing it."""
+    if source.load_module is None:
+        return False, "an ONNX file cannot be cut or taught: give the PyTorch model that it was made from"
+    encoder = Encoder.of(source.module())
+    if name == "trim-vocabulary":
+        if source.text is None:
+            return False, "the model reads no text"
+        if encoder is None:
+            return False, f"{source.architecture} is no encoder whose tables are known"
+        return True, f"{encoder.sizes().tokens:,} tokens; needs --train and --eval"
+    if name == "distill":
+        return True, "needs --train and --eval"
+    if encoder is not None:
+        return True, f"{encoder.sizes()}; needs --train and --eval"
+    if source.text is not None:
+        return False, f"{source.architecture} is no encoder that can be cut"
+    try:
+        groups = find_groups(source.module(), example_tensors(source))
+    except Left as left:
+        return False, str(left)
+    channels = sum(group.channels for group in groups.groups)
+    return True, f"{channels:,} channels in {len(groups.groups)} groups; needs --train and --eval"
 
 
 def _mixed(found: list[Applies]) -> tuple[bool, str]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Left
 from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.evaluate import Evaluator
+from lepto.compiler.metrics import score
 from lepto.compiler.pipeline import Budget, Candidate, Pipeline
 from lepto.compiler.recipe import milliseconds, number_of_bytes, seconds
 from lepto.compiler.search import Found, Search, Student, front, key_of, split_development
@@ -157,7 +157,7 @@ def _find(
             dev=dev,
             clean=recipe.dev is not None,
             allowed=recipe.allowed_drop,
-            score=lambda logits, samples: float((logits.argmax(1) == samples.labels).mean()),
+            score=score,
             seconds=seconds(recipe.search_budget),
             threads=recipe.threads,
             seed=recipe.seed,
@@ -227,7 +227,9 @@ def _show(found: Found, best: set[int], console: Output) -> None:
 def _splits(prepared: Prepared) -> tuple[Samples, Samples]:
     recipe, source, train = prepared.recipe, prepared.source, prepared.train
     assert train is not None
-    if train.labels.ndim == 1 and train.labels.dtype != object and len(np.unique(train.labels)) < 2:
+    if train.labels.ndim != 1:
+        raise Left("students are taught to decide, and vectors decide nothing")
+    if train.one_label:
         raise Left(f"{train.origin}: all {len(train)} training samples have one label, which teaches nothing")
     if recipe.dev is None:
         return split_development(train, _DEVELOPMENT_SHARE, recipe.seed)

@@ -1,6 +1,9 @@
 """The passes, one idea per file."""
 
 PASSES = {
+    "trim-vocabulary": "trim_vocabulary:TrimVocabulary",
+    "prune": "prune:Prune",
+    "distill": "distill:Distill",
     "fuse": "fuse:Fuse",
     "smooth": "smooth:Smooth",
     "sparsify": "sparsify:Sparsify",

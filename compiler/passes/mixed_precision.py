@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lepto.compiler.blame import Blame, blame, divergence, fewest, layers_of, squared_error
 from lepto.compiler.context import Context, Feed, Left, Table
+from lepto.compiler.judged import Judged
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.calibration import METHODS, Method, Range
 from lepto.compiler.passes.quantize_dynamic import QuantizeDynamic, check_integer_kernels, dynamic_int8, quantizable
@@ -34,7 +35,7 @@ class MixedPrecision:
     Attributes:
         activations: Ranges found on training data, or while running.
         max_drop: What the metric may lose, ``1%`` of the float model's or ``0.01``; by default what the request says.
-        tolerance: What the mean divergence may be where there is no accuracy to judge by.
+        tolerance: What the mean distance of the outputs may be where there are no labels to judge by.
         method: How static ranges are chosen.
         samples: How many calibration samples are run at most.
         probes: How many samples the proxy is measured on at most.
@@ -88,12 +89,15 @@ class MixedPrecision:
         bench = _Bench.of(model, context, self)
         nothing: tuple[str, ...] = ()
         if bench.keeps(nothing):
-            raise Left(f"plain quantization ({self.activations}) keeps the budget: {bench.said(nothing)}")
+            raise Left(
+                f"plain quantization keeps the budget: {bench.said(nothing)}; quantize-{self.activations} does the same "
+                "without a search"
+            )
         ranked = blame(
             bench.nodes,
             layers_of(model),
             bench.proxy,
-            None if bench.labels is None else bench.metric,
+            None if bench.judged is None else bench.metric,
             worst=self.worst,
             progress=context.progress,
         )
@@ -137,7 +141,7 @@ class _Bench:
         ranges: Of all activations, found once.
         nodes: What can be quantized.
         feeds: What is judged on.
-        labels: Their labels ``[N]``; None where there is no accuracy.
+        judged: The same with labels, in the same order; None without them.
         reference: The float model's outputs.
         where: What the samples are, for people.
         threads: Of the runs.
@@ -149,7 +153,7 @@ class _Bench:
     ranges: dict[str, Range]
     nodes: tuple[str, ...]
     feeds: Sequence[Feed]
-    labels: npt.NDArray[np.int64] | None
+    judged: Judged | None
     reference: list[Array]
     where: str
     threads: int
@@ -159,29 +163,21 @@ class _Bench:
     def of(cls, model: OnnxModel, context: Context, step: MixedPrecision) -> _Bench:
         static = QuantizeStatic(samples=step.samples, method=step.method, reduce_range=step.reduce_range)
         calibrating, others = split(len(context.calibration), step.samples, context.seed)
-        labels: npt.NDArray[np.int64] | None
-        if context.development is not None:
-            feeds, labels = context.development
-            where = "development samples"
-        else:
-            feeds = [context.calibration[i] for i in others] or context.calibration
-            every = None if context.train is None else context.train.labels
-            labels = every[others] if every is not None and others else every
-            where = "training samples"
-        count = min(step.judged, len(feeds))
-        chosen = sorted(np.random.default_rng(context.seed).choice(len(feeds), count, replace=False).tolist())
-        feeds = [feeds[i] for i in chosen]
-        labels = None if labels is None else labels[chosen]
+        judged = context.judged
+        training = judged is None or judged.training
+        rows = (others or calibrating) if training or judged is None else list(range(len(judged)))
+        count = min(step.judged, len(rows))
+        rows = sorted(np.random.default_rng(context.seed).choice(rows, count, replace=False).tolist())
+        judged = None if judged is None else judged.take(rows)
+        feeds = [context.calibration[i] for i in rows] if judged is None else judged.feeds
+        where = "training samples" if training else "development samples"
         ranges = {}
         if step.activations == "static":
             calibration = [context.calibration[i] for i in calibrating]
             ranges = static.calibrate(model, static.tensors(model), calibration, context)
         nodes = static.nodes(model) if step.activations == "static" else quantizable(model)
         reference = _outputs(model, feeds, context.threads)
-        classes = all(output.ndim == 2 and output.shape[1] > 1 for output in reference)
-        if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or not classes:
-            labels = None
-        return cls(model, step, static, ranges, nodes, feeds, labels, reference, where, context.threads)
+        return cls(model, step, static, ranges, nodes, feeds, judged, reference, where, context.threads)
 
     def quantized(self, kept: Sequence[str]) -> OnnxModel:
         """The model with these nodes in float."""
@@ -198,37 +194,37 @@ class _Bench:
         """The distance of the outputs from the float model's; 0 where nothing can be quantized besides these nodes."""
         outputs = self._run(kept, self.step.probes)
         reference = self.reference[: len(outputs)]
-        measure = squared_error if self.labels is None and reference[0].shape[-1] == 1 else divergence
+        logits = reference[0].shape[-1] > 1 if self.judged is None else self.judged.decides
+        measure = divergence if logits else squared_error
         return float(np.mean([measure(a, b) for a, b in zip(reference, outputs, strict=True)]))
 
     def metric(self, kept: Sequence[str]) -> float:
-        """Accuracy."""
-        assert self.labels is not None
-        outputs = self._run(kept, len(self.feeds))
-        return float((np.concatenate(outputs).argmax(axis=1) == self.labels).mean())
+        """The task's metric."""
+        assert self.judged is not None
+        return self.judged.score(self._run(kept, len(self.feeds)), self.reference)
 
     def keeps(self, kept: Sequence[str]) -> bool:
         """Whether the budget is kept."""
-        if self.labels is None:
+        if self.judged is None:
             return self.proxy(kept) <= self.step.tolerance
         return self.metric(kept) >= self.float_metric - allowed_drop(self.step.max_drop, self.float_metric) - 1e-12
 
     @property
     def float_metric(self) -> float:
-        """Accuracy of the float model."""
-        assert self.labels is not None
-        return float((np.concatenate(self.reference).argmax(axis=1) == self.labels).mean())
+        """The task's metric of the float model."""
+        assert self.judged is not None
+        return self.judged.score(self.reference, self.reference)
 
     def said(self, kept: Sequence[str]) -> str:
         """The figures for people."""
-        if self.labels is None:
+        if self.judged is None:
             return (
                 f"distance {self.proxy(kept):.1e}, tolerance {self.step.tolerance:g} "
                 f"({min(self.step.probes, len(self.feeds))} {self.where})"
             )
         allowed = allowed_drop(self.step.max_drop, self.float_metric)
         return (
-            f"accuracy {self.float_metric:.4f} → {self.metric(kept):.4f}, allowed -{allowed:.4f} "
+            f"metric {self.float_metric:.4f} → {self.metric(kept):.4f}, allowed -{allowed:.4f} "
             f"({len(self.feeds)} {self.where}), distance {self.proxy(kept):.1e}"
         )
 
@@ -262,4 +258,4 @@ def _table(ranked: Sequence[Blame], bench: _Bench) -> Table:
         for item in ranked
     ]
     title = f"what quantizing one node alone costs ({len(bench.feeds)} {bench.where})"
-    return Table(title, ("node", "layer", "distance", "accuracy", "kept in"), rows, names=2)
+    return Table(title, ("node", "layer", "distance", "metric", "kept in"), rows, names=2)

@@ -168,7 +168,7 @@ class Option:
 def describe(name: str) -> tuple[str, list[Option]]:
     """What a pass does, in its first line, and its options."""
     cls = pass_class(name)
-    text = inspect.getdoc(cls) or ""
+    text = (inspect.getdoc(cls) or "").replace("``", "")
     hints = typing.get_type_hints(cls)
     _, _, listed = text.partition("Attributes:")
     about: dict[str, str] = {}

@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _STEP = {
-    "fuse": 0,
-    "sparsify": 1,
-    "smooth": 1,
-    "quantize-embeddings": 2,
-    "quantize-weights": 2,
-    "quantize-dynamic": 3,
-    "quantize-static": 3,
-    "mixed-precision": 3,
+    "trim-vocabulary": 0,
+    "prune": 1,
+    "distill": 2,
+    "fuse": 3,
+    "sparsify": 4,
+    "smooth": 4,
+    "quantize-embeddings": 5,
+    "quantize-weights": 5,
+    "quantize-dynamic": 6,
+    "quantize-static": 6,
+    "mixed-precision": 6,
 }
 """Passes of a lower step come first; those of one step may stand in any order, but of the last only one may stand."""
 
 _LAST = max(_STEP.values())
 _WHY = (
+    "what is learned afterwards is learned in the tokens that are left",
+    "what is cut is taught afterwards",
+    "it changes the PyTorch module, which is exported after it",
     "it looks for the patterns that the export writes",
     "it changes float weights",
     "the 8-bit passes leave what it has quantized alone, but not the other way round",

@@ -64,6 +64,7 @@ class Smooth:
     name: ClassVar[str] = "smooth"
     preserves_function: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("calibration",)
+    prepares: ClassVar[bool] = True
 
     alpha: float = 0.5
     samples: int = 256

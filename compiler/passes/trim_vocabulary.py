@@ -25,6 +25,8 @@ class TrimVocabulary:
 
     name: ClassVar[str] = "trim-vocabulary"
     preserves_function: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ("labels",)
+    on_source: ClassVar[bool] = True
 
     extra: int = 0
 

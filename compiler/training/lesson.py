@@ -154,6 +154,30 @@ def _labels(teacher: Source, samples: Samples, sizes: Sequence[Sequence[int]]) -
     return [original, *[[[IGNORED] * size for size in own] for own in sizes[1:]]]
 
 
+def own_answers(source: Source, samples: Samples, most: int) -> Pool:
+    """What a model itself says of up to ``most`` of its training samples, spread over them: a pool to score parts with.
+
+    Args:
+        source: The model.
+        samples: Training samples.
+        most: At least 1.
+    """
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(int))
+    inputs = samples.inputs
+    taken: Any = (
+        tuple(inputs[i] for i in chosen)
+        if isinstance(inputs, tuple)
+        else {name: array[chosen] for name, array in inputs.items()}
+    )
+    some = dataclasses.replace(samples, inputs=taken, labels=samples.labels[chosen])
+    rows = _sets(source, some, 0, 0)[0]
+    collate, sizes = _collate(source, rows), _sizes(rows, len(some))
+    path = head_path(source.module(), {name: torch.from_numpy(np.array(a)) for name, a in source.example.items()})
+    targets = teach(source.module(), path, sizes, collate)
+    labels: Any = some.labels.tolist() if some.labels.ndim == 1 else [IGNORED] * len(some)
+    return Pool(collate, sizes, labels, targets)
+
+
 def lesson_key(samples: Samples, copies: int, seed: int) -> str:
     """A digest of what a lesson is made of besides its teacher."""
     return hashlib.sha256(f"{_FORMAT} {samples.digest} {copies} {seed}".encode()).hexdigest()
