@@ -239,7 +239,18 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 
 
 def test_a_factory_and_a_data_factory(tmp_path: Path, lepto: Lepto) -> None:
-    flags = ("--eval", "factories:mlp_data", "--train", "factories:mlp_data", "--threads", 1, "--max-drop", "20%")
+    flags = (
+        "--eval",
+        "factories:mlp_data",
+        "--train",
+        "factories:mlp_data",
+        "--threads",
+        1,
+        "--max-drop",
+        "20%",
+        "--search-budget",
+        "0",
+    )
     ran = lepto("compile", "-m", "factories:mlp", *flags, "-o", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
     manifest = ran.document()["manifest"]
