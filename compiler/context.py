@@ -13,6 +13,7 @@ from lepto.runtime.errors import LeptoError
 
 if TYPE_CHECKING:
     from lepto.compiler.data import Samples
+    from lepto.compiler.judged import Judged
     from lepto.compiler.passes.learned import LearnedRanges
     from lepto.compiler.source import Source
 
@@ -59,8 +60,7 @@ class Context:
         layers: Number of transformer layers as the model's configuration tells it, None where it does not.
         constant_inputs: Inputs that always hold one value everywhere, by name: single texts have one kind of token.
         train: Training samples, in the order of ``calibration``; None without them.
-        development: Inputs of batch 1 and their labels ``[N]``, for passes that judge candidates themselves; None
-            where no such data was given.
+        judged: Samples for passes that judge candidates themselves, never those of the evaluation; None without them.
         learned: Ranges that were trained with the weights, which then need no calibration; None without them.
         teacher: The original, for passes that learn from it.
         progress: Told by long passes how many of how many steps are done.
@@ -74,7 +74,7 @@ class Context:
     layers: int | None = None
     constant_inputs: Mapping[str, int] = field(default_factory=dict)
     train: Samples | None = None
-    development: tuple[Sequence[Feed], npt.NDArray[np.int64]] | None = None
+    judged: Judged | None = None
     learned: LearnedRanges | None = None
     teacher: Source | None = None
     progress: Callable[[int, int], None] | None = None

@@ -124,12 +124,21 @@ class Budget:
 
 @dataclass
 class Candidate:
-    """A model on its way, with what is known about it."""
+    """A model on its way, with what is known about it.
+
+    Attributes:
+        model: The model.
+        metric: Its task metric.
+        logits: Its outputs.
+        record: Place of its record.
+        prepares: Whether it is only worth something to a pass that comes after it.
+    """
 
     model: OnnxModel
     metric: Metric | None = None
     logits: Logits | None = None
     record: int = -1
+    prepares: bool = False
 
 
 @dataclass
@@ -177,8 +186,13 @@ class Pipeline:
         self._record("export", {}, True, json.loads((entry / "notes.json").read_text())[0], model, start, cached)
         return model
 
-    def run(self, step: Pass, parent: OnnxModel) -> Candidate | None:
+    def run(self, step: Pass, parent: OnnxModel, baseline: OnnxModel | None = None) -> Candidate | None:
         """Apply a pass and judge the result.
+
+        Args:
+            step: The pass.
+            parent: What it is applied to.
+            baseline: What it must be faster than; the parent, unless that was only prepared for this pass.
 
         Returns:
             The candidate, or None if the pass is left out; the reason is recorded.
@@ -189,8 +203,8 @@ class Pipeline:
         start = time.monotonic()
         options = dataclasses.asdict(step)  # type: ignore[call-overload]  # every pass is a dataclass
         made = self._apply(step, options, parent)
-        if isinstance(made, str):
-            self._record(step.name, options, False, made, parent, start, False)
+        if isinstance(made, tuple) and len(made) == 2:
+            self._record(step.name, options, False, made[0], parent, start, made[1])
             return None
         model, notes, cached = made
         reasons = list(notes)
@@ -212,9 +226,14 @@ class Pipeline:
                 reasons.append(f"over the budget: {why}")
                 self._record(step.name, options, False, "; ".join(reasons), model, start, cached, metric)
                 return None
-        timing, speed_cached = self.evaluator.compare(parent, model, step.name)
+        if getattr(step, "prepares", False):
+            reasons.append("its time is judged with the pass that comes next")
+            self._record(step.name, options, True, "; ".join(reasons), model, start, cached)
+            return Candidate(model, record=len(self.records) - 1, prepares=True)
+        baseline = baseline or parent
+        timing, speed_cached = self.evaluator.compare(baseline, model, step.name)
         cached &= speed_cached
-        keep, why = earned(timing, parent.bytes, model.bytes, step.preserves_function)
+        keep, why = earned(timing, baseline.bytes, model.bytes, step.preserves_function)
         reasons.append(why)
         self._record(step.name, options, keep, "; ".join(reasons), model, start, cached, metric, timing.candidate_ms)
         return Candidate(model, metric, logits, len(self.records) - 1) if keep else None
@@ -234,15 +253,21 @@ class Pipeline:
             values = [c.metric.value if c.metric else 0.0 for c in (first, second)]
             winner, loser = (second, first) if values[1] >= values[0] else (first, second)
             why = "not shown to be faster, and not more accurate"
-        record = self.records[loser.record]
-        update = {"kept": False, "reason": f"{record.reason}; {why}: {said}"}
-        self.records[loser.record] = record.model_copy(update=update)
-        chosen, other = self.records[winner.record].pass_, record.pass_
+        chosen, other = (self.records[c.record].pass_ for c in (winner, loser))
+        self.drop(loser, f"{why}: {said}")
         self.output.print(f"[bold]{chosen}[/bold] is taken, {other} left out ({why}): {escape(said)}")
         return winner
 
-    def _apply(self, step: Pass, options: dict[str, Any], parent: OnnxModel) -> tuple[OnnxModel, list[str], bool] | str:
-        """The pass's model, its notes, and whether they were cached; or why it declines."""
+    def drop(self, candidate: Candidate, why: str) -> None:
+        """Leave out a candidate that was kept at first; its record says why."""
+        record = self.records[candidate.record]
+        update = {"kept": False, "reason": f"{record.reason}; {why}"}
+        self.records[candidate.record] = record.model_copy(update=update)
+
+    def _apply(
+        self, step: Pass, options: dict[str, Any], parent: OnnxModel
+    ) -> tuple[OnnxModel, list[str], bool] | tuple[str, bool]:
+        """The pass's model and its notes, or why it declines; and whether that was cached."""
 
         def make(stage: Path) -> None:
             context = dataclasses.replace(self.context, notes=[], tables=[])
@@ -275,7 +300,7 @@ class Pipeline:
             for table in json.loads((entry / "tables.json").read_text()):
                 self._show(Table(**table))
         if (entry / "left.json").exists():
-            return str(json.loads((entry / "left.json").read_text()))
+            return str(json.loads((entry / "left.json").read_text())), cached
         return (
             OnnxModel((entry / "model.onnx").read_bytes()),
             list(json.loads((entry / "notes.json").read_text())),
@@ -300,9 +325,8 @@ class Pipeline:
             parts.append(context.learned.digest if context.learned is not None else "")
         if "labels" in step.reads:
             parts.append(context.train.digest if context.train is not None else "")
-            if context.development is not None:
-                feeds, labels = context.development
-                parts.append(digest_of([*feeds, {"labels": labels}]))
+            if context.judged is not None:
+                parts += [digest_of(context.judged.feeds), context.judged.samples.digest]
         if "machine" in step.reads:
             parts += [self.evaluator.machine, str(context.threads)]
         return parts

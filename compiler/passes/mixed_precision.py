@@ -90,8 +90,8 @@ class MixedPrecision:
         nothing: tuple[str, ...] = ()
         if bench.keeps(nothing):
             raise Left(
-                f"plain quantization keeps the budget: {bench.said(nothing)}; quantize-{self.activations} does the same "
-                "without a search"
+                f"plain quantization keeps the budget: {bench.said(nothing)}; quantize-{self.activations} does the "
+                "same without a search"
             )
         ranked = blame(
             bench.nodes,

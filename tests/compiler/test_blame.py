@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from lepto.compiler.blame import blame, divergence, fewest, squared_error
 from lepto.compiler.context import Context, Left
 from lepto.compiler.data import Samples
+from lepto.compiler.judged import Judged
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import running_operators
 from lepto.compiler.passes.mixed_precision import MixedPrecision, split
@@ -45,7 +46,8 @@ def context(model: OnnxModel, *, labelled: bool = True) -> Context:
     x = np.random.default_rng(1).standard_normal((COUNT, K)).astype(np.float32)
     labels = runner(model, 1)({"x": x}).argmax(1).astype(np.int64)
     feeds = [{"x": row[None]} for row in x]
-    return Context(calibration=feeds, train=Samples({"x": x}, labels, "made") if labelled else None)
+    samples = Samples({"x": x}, labels, "made")
+    return Context(calibration=feeds, judged=Judged.of(samples, None, training=True) if labelled else None)
 
 
 def quick(**changes: Any) -> MixedPrecision:
@@ -67,10 +69,10 @@ def test_the_node_that_loses_the_accuracy_stays_in_float() -> None:
     scores = [float((runner(candidate, 1)(test).argmax(1) == right).mean()) for candidate in (plain, mixed)]
     assert scores[1] > 0.9 > scores[0]
     (note,) = asked.notes[-1:]
-    assert note.startswith("1 of 3 nodes in float: loud; accuracy 1.0000 → ")
+    assert note.startswith("1 of 3 nodes in float: loud; metric 1.0000 → ")
     assert "(136 training samples)" in note
     (table,) = asked.tables
-    assert table.columns == ("node", "layer", "distance", "accuracy", "kept in")
+    assert table.columns == ("node", "layer", "distance", "metric", "kept in")
     worst, *others = table.rows
     assert (worst[0], worst[1], worst[4]) == ("loud", "body.loud", "float")
     assert [row[4] for row in others] == ["int8", "int8"]
@@ -78,16 +80,14 @@ def test_the_node_that_loses_the_accuracy_stays_in_float() -> None:
 
 def test_plain_quantization_that_is_good_enough_is_said_with_figures() -> None:
     with pytest.raises(
-        Left, match=r"plain quantization \(static\) keeps the budget: accuracy 1\.0000 → 0\.\d+, allowed"
+        Left, match=r"plain quantization keeps the budget: metric 1\.0000 → 0\.\d+, allowed.*quantize-static"
     ):
         quick(max_drop="90%")(network(), context(network()))
 
 
 def test_too_many_nodes_are_refused_with_figures() -> None:
     asked = context(network())
-    with pytest.raises(
-        Left, match=r"even with the 1 worst nodes in float the budget is not kept: accuracy 1.0.*alone: "
-    ):
+    with pytest.raises(Left, match=r"even with the 1 worst nodes in float the budget is not kept: metric 1.0.*alone: "):
         quick(max_drop="0", most=1)(network(), asked)
     assert all(row[4] == "int8" for row in asked.tables[0].rows)
 
@@ -98,23 +98,43 @@ def test_without_labels_the_distance_decides() -> None:
     assert running_operators(mixed)["MatMul"] == 1
     assert "distance" in asked.notes[0]
     assert "tolerance 0.02" in asked.notes[0]
-    assert "accuracy" not in asked.notes[0]
+    assert "metric" not in asked.notes[0]
 
 
 def test_development_data_judges_where_it_is_given() -> None:
     model = network()
     asked = context(model)
-    assert asked.train is not None
-    wrong = (asked.train.labels + 1) % 4
+    assert asked.judged is not None
+    few = asked.judged.take(range(50))
     # The float model is always wrong on these: nothing can be lost.
-    judged = dataclasses.replace(asked, development=(asked.calibration[:50], wrong[:50]), notes=[], tables=[])
-    with pytest.raises(Left, match=r"accuracy 0\.0000 → 0\.\d+, allowed -0\.0000 \(50 development samples\)"):
-        quick()(model, judged)
+    wrong = dataclasses.replace(few.samples, labels=(few.samples.labels + 1) % 4)
+    development = dataclasses.replace(few, samples=wrong, training=False)
+    with pytest.raises(Left, match=r"metric 0\.0000 → 0\.\d+, allowed -0\.0000 \(50 development samples\)"):
+        quick()(model, dataclasses.replace(asked, judged=development))
+
+
+def test_vectors_are_judged_by_how_close_they_come() -> None:
+    model = network()
+    asked = context(model)
+    assert asked.judged is not None
+    vectors = dataclasses.replace(asked.judged.samples, labels=np.zeros((COUNT, 0), np.float32))
+    asked = dataclasses.replace(asked, judged=dataclasses.replace(asked.judged, samples=vectors))
+    quick(max_drop="1%")(model, asked)
+    assert "metric 1.0000 → 0.99" in asked.notes[0]
+
+
+def test_words_are_judged_at_their_first_tokens() -> None:
+    labels = np.empty(2, dtype=object)
+    labels[:] = [np.array([1, 0]), np.array([1])]
+    outputs = [np.eye(3, dtype=np.float32)[[[0, 1, 2, 0]]], np.eye(3, dtype=np.float32)[[[0, 1]]]]
+    judged = Judged([{}, {}], Samples(((), ()), labels, "made"), [[1, 3], [0]])
+    assert judged.score(outputs, outputs) == pytest.approx(2 / 3)
+    assert judged.take([0]).score(outputs[:1], outputs[:1]) == 1
 
 
 def test_dynamic_ranges_and_a_lookup_can_be_blamed_too() -> None:
     model = network()
-    with pytest.raises(Left, match=r"plain quantization \(dynamic\)"):
+    with pytest.raises(Left, match=r"plain quantization keeps the budget.*quantize-dynamic does"):
         quick(activations="dynamic", max_drop="99%")(model, context(model))
     proto = model.proto()
     table = np.random.default_rng(0).standard_normal((9, K)).astype(np.float32)

@@ -258,6 +258,44 @@ def test_a_pass_that_declines_is_left_out_with_its_reason(
     assert not package.manifest.passes[-1].kept
 
 
+def test_what_prepares_a_quantization_is_kept_with_it_or_not_at_all(toy: Toy, tmp_path: Path) -> None:
+    asked = recipe(toy, passes=("fuse", "smooth(residuals=yes)"))
+    records = {record.pass_: record for record in compile_model(asked, tmp_path / "one").manifest.passes}
+    assert not records["smooth"].kept
+    assert "4 multiplied back" in records["smooth"].reason
+    assert records["smooth"].reason.endswith("no pass that it prepares was kept")
+    asked = recipe(toy, passes=("fuse", "smooth(residuals=yes)", "quantize-static(method=entropy,samples=50)"))
+    package = compile_model(asked, tmp_path / "two")
+    records = {record.pass_: record for record in package.manifest.passes}
+    assert "50 calibration samples, entropy" in records["quantize-static"].reason
+    assert records["quantize-static"].options["method"] == "entropy"
+    assert records["smooth"].kept == records["quantize-static"].kept
+    assert package.manifest.recipe["passes"] == [
+        "fuse",
+        "smooth(residuals=yes)",
+        "quantize-static(method=entropy,samples=50)",
+    ]
+
+
+def test_a_pass_that_looks_at_training_data_is_done_again_for_other_data(toy: Toy, tmp_path: Path) -> None:
+    passes = ("fuse", "smooth", "mixed-precision(max_drop=50%)")
+    first = compile_model(recipe(toy, passes=passes), tmp_path / "one").manifest
+    again = compile_model(recipe(toy, passes=passes), tmp_path / "two").manifest
+    assert [record.cached for record in again.passes] == [True] * 4
+    assert first.passes[-1].reason.startswith("plain quantization keeps the budget: metric ")
+    changed = tmp_path / "train.csv"
+    lines = toy.train.read_text().splitlines()
+    changed.write_text("\n".join(lines[:100]) + "\n")
+    other = compile_model(recipe(toy, passes=passes, train=changed), tmp_path / "three").manifest
+    assert [record.cached for record in other.passes] == [True, True, False, False]
+    words, label = lines[1].rsplit(",", 1)
+    changed.write_text(
+        "\n".join([lines[0], f"{words},{'get refund' if label != 'get refund' else 'track order'}", *lines[2:]])
+    )
+    relabelled = compile_model(recipe(toy, passes=passes, train=changed), tmp_path / "four").manifest
+    assert [record.cached for record in relabelled.passes] == [True, True, True, False]
+
+
 def timing(ratio: float, noise: float = 0.001) -> Timing:
     rng = np.random.default_rng(0)
     candidate = 1e-3 * (1 + noise * rng.standard_normal((24, 20)))
