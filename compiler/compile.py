@@ -1,0 +1,485 @@
+"""One compile: from a recipe to a verified package."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import io
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.markup import escape
+
+from lepto.compiler.cache import Cache
+from lepto.compiler.context import Context, PassError
+from lepto.compiler.data import Samples, load_samples
+from lepto.compiler.evaluate import Evaluator, Timing, agreement, real_feeds
+from lepto.compiler.judged import Judged
+from lepto.compiler.packaging import assemble
+from lepto.compiler.pipeline import Budget, Candidate, Pipeline, plan
+from lepto.compiler.recipe import DEFAULT_SEARCH, NO_SEARCH, Recipe
+from lepto.compiler.searching import check_limits, search
+from lepto.compiler.source import Source, Text, open_source
+from lepto.compiler.source_passes import apply_source_passes, is_source_pass
+from lepto.compiler.statistics import PairedDifference, paired_difference, samples_needed
+from lepto.compiler.verify import encode
+from lepto.runtime.console import Output
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.machine import this_machine
+from lepto.runtime.manifest import FEATURE_EXTRACTION, Metric, PassRecord, Speedup
+from lepto.runtime.package import Package
+from lepto.runtime.targets import TARGETS, Target
+
+_VERSIONS = ("lepto", "torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+_LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before the first pass runs.
+
+    Attributes:
+        recipe: The request, with the target resolved.
+        source: The model.
+        train: Training data, or None.
+        evaluation: Evaluation data, or None.
+        target: The hardware.
+        reduce_range: Whether weights must keep to seven bits on the target.
+        plan: The passes by name; alternatives of one step are joined by ``|``.
+        searches: Whether a smaller model is searched for first.
+        notes: What was decided, and why.
+    """
+
+    recipe: Recipe
+    source: Source
+    train: Samples | None
+    evaluation: Samples | None
+    target: Target
+    reduce_range: bool
+    plan: tuple[str, ...]
+    notes: tuple[str, ...]
+    searches: bool = False
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Open the model and the data, and resolve the target and the plan; nothing is computed.
+
+    Raises:
+        LeptoError: Something cannot be used; the message says what and why.
+    """
+    target = resolve_target(recipe.target)
+    source = open_source(recipe.model, recipe.task)
+    read = {
+        "text_column": recipe.text_column,
+        "label_column": recipe.label_column,
+        "labels": source.labels,
+        "task": source.task,
+    }
+    train = load_samples(recipe.train, split="train", **read) if recipe.train else None  # type: ignore[arg-type]
+    evaluation = load_samples(recipe.eval, split="test", **read) if recipe.eval else None  # type: ignore[arg-type]
+    for samples in (train, evaluation):
+        _check_inputs(samples, source)
+    if evaluation is not None and evaluation.one_label:
+        raise LeptoError(f"{evaluation.origin}: all {len(evaluation)} samples have one label, which shows nothing")
+    notes = []
+    names: tuple[str, ...]
+    if recipe.passes is not None:
+        names = recipe.passes
+        steps = [step for entry in names for step in plan(entry)]
+        lossy = [step.name for step in steps if not step.preserves_function]
+        if lossy and evaluation is None:
+            raise LeptoError(
+                f"{lossy[0]} may change answers, and without --eval nobody would know: give evaluation data"
+            )
+        reading = [step.name for step in steps if "calibration" in step.reads]
+        if reading and train is None:
+            raise LeptoError(f"{reading[0]} looks at what activations reach on training data: give --train")
+    else:
+        names = ("fuse",)
+        asked = [n for n in ("search_budget", "latency_budget", "size_budget") if getattr(recipe, n) is not None]
+        if asked and recipe.search_budget != NO_SEARCH and (evaluation is None or train is None):
+            raise LeptoError(
+                f"--{asked[0].replace('_', '-')}: a search needs data to teach students and to judge the result: give "
+                "--train and --eval"
+            )
+        if evaluation is None:
+            notes.append("no evaluation data (--eval): only passes that keep the function are used")
+        elif train is None:
+            names = ("fuse", "quantize-dynamic")
+            notes.append("no training data (--train): static quantization cannot be calibrated and is left out")
+        else:
+            names = ("fuse", "quantize-dynamic|quantize-static")
+    searches = (
+        recipe.passes is None and evaluation is not None and train is not None and recipe.search_budget != NO_SEARCH
+    )
+    if searches and source.task == FEATURE_EXTRACTION:
+        if asked:
+            raise LeptoError(
+                f"--{asked[0].replace('_', '-')}: no search is made for {source.task}: students learn from answers, "
+                "not from vectors. Leave it out"
+            )
+        searches = False
+        notes.append(f"no search: students learn from answers, and {source.task} gives vectors")
+    if recipe.confidence is not None and evaluation is None:
+        raise LeptoError("--confidence asks for a bound on evaluation data: give --eval")
+    budget = (recipe.search_budget or DEFAULT_SEARCH) if searches else recipe.search_budget
+    return Prepared(
+        recipe.model_copy(update={"target": target.name, "task": source.task, "search_budget": budget}),
+        source,
+        train,
+        evaluation,
+        target,
+        # U8S8 products saturate in 16 bits on AVX2, and on AVX-512 without VNNI.
+        target.kind == "cpu" and target.isa in _LEVELS and not _has_vnni(target),
+        names,
+        tuple(notes),
+        searches,
+    )
+
+
+def resolve_target(name: str) -> Target:
+    """The target of that name; ``host`` is the best level of this machine's CPU.
+
+    Raises:
+        LeptoError: It cannot be compiled for here.
+    """
+    machine = this_machine()
+    if name == "host":
+        known = [level for level in machine.isa_levels if level in TARGETS]
+        if not known:
+            raise LeptoError(f"no target is known for this machine's CPU ({machine.cpu}): name one with --target")
+        return TARGETS[known[-1]]
+    target = TARGETS[name]
+    if not target.buildable:
+        raise LeptoError(f"target {name!r} ({target.description}) cannot be built by this release: see lepto doctor")
+    if target.isa not in machine.isa_levels:
+        raise LeptoError(
+            f"target {name!r} cannot be measured here: this CPU ({machine.cpu}) has "
+            f"{', '.join(machine.isa_levels) or 'no known level'}. "
+            "Compile on such a machine, or choose another --target"
+        )
+    return target
+
+
+def compile_model(
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    force: bool = False,
+    console: Output | None = None,
+    cache: Cache | None = None,
+) -> Package:
+    """Compile a model into a verified package.
+
+    Args:
+        recipe: What is asked for.
+        output: The package's folder; must not exist unless ``force``.
+        force: Replace a package that is there.
+        console: Where people's output goes; by default nowhere.
+        cache: Where results are kept; by default the user's cache folder.
+
+    Raises:
+        LeptoError: The request cannot be met; exit code 1 if no candidate keeps the budget, 2 for bad input.
+    """
+    console = console or _silent()
+    check_output(Path(output), force=force)
+    return run_prepared(prepare(recipe), output, force=force, console=console, cache=cache)
+
+
+def run_prepared(
+    prepared: Prepared, output: str | Path, *, force: bool, console: Output, cache: Cache | None = None
+) -> Package:
+    """Run a compile that was prepared; see :func:`compile_model`."""
+    recipe, source, samples = prepared.recipe, prepared.source, prepared.evaluation
+    cache = cache or Cache()
+    versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    machine = this_machine()
+    with console.progress() as progress:
+        evaluator = Evaluator(
+            source=source,
+            samples=samples,
+            threads=recipe.threads,
+            seed=recipe.seed,
+            cache=cache,
+            machine=f"{machine.cpu}, {machine.cpus} CPUs",
+            versions=versions,
+            progress=progress,
+        )
+        source_metric, source_logits, budget = None, None, None
+        if samples is not None:
+            source_logits, cached = evaluator.source_logits()
+            source_metric = evaluator.metric(source_logits, "source")
+            _check_source(source_metric, source_logits.shape[-1])
+            budget = Budget(
+                source_metric,
+                recipe.allowed_drop(source_metric.value),
+                recipe.confidence,
+                evaluator.right(source_logits),
+            )
+            if recipe.confidence is not None and budget.right is None:
+                raise LeptoError(f"--confidence needs answers that are right or wrong, which {source.task} has not")
+            console.print(
+                f"[bold]source[/bold] {escape(_metric_text(source_metric))}, budget: at least {budget.minimum:.4f}"
+                f"{' [dim](cached)[/dim]' if cached else ''}"
+            )
+        subject, searched = source, None
+        if prepared.searches:
+            assert budget is not None
+            searched = search(prepared, evaluator, budget, cache, console, versions)
+        if searched is not None:
+            subject, pipeline, candidate = searched.student, searched.pipeline, searched.candidate
+            evaluator = dataclasses.replace(evaluator, current=subject)
+        else:
+            steps = [step for entry in prepared.plan for step in plan(entry)]
+            records: list[PassRecord] = []
+            if first := [step for step in steps if is_source_pass(step)]:
+                subject, records = _cut_and_taught(first, prepared, evaluator, budget, cache, console, versions)
+                evaluator = dataclasses.replace(evaluator, current=subject)
+            read = {what for step in steps for what in step.reads}
+            context = Context(
+                calibration=encode(prepared.train.inputs, subject.text)
+                if prepared.train and "calibration" in read
+                else (),
+                train=prepared.train if "labels" in read else None,
+                judged=_judged(prepared, subject.text) if "labels" in read else None,
+                threads=recipe.threads,
+                seed=recipe.seed,
+                layers=subject.layers,
+                # Single texts have one kind of token; a cut model has no other user who could know better.
+                constant_inputs={"token_type_ids": 0} if first else {},
+            )
+            pipeline = Pipeline(subject, context, evaluator, cache, console, budget, versions)
+            pipeline.records.extend(records)
+            candidate = run_passes(pipeline, prepared)
+            check_limits(prepared, pipeline, candidate)
+        if samples is not None and candidate.logits is None:
+            candidate.logits, _ = evaluator.logits(candidate.model, "result")
+            candidate.metric = evaluator.metric(candidate.logits, "result")
+            assert budget is not None
+            if not budget.keeps(candidate.metric, evaluator.right(candidate.logits)):
+                said = budget.said(candidate.metric, evaluator.right(candidate.logits))
+                pipeline.rejected.append((candidate.metric, "the float export", said))
+                _refuse(pipeline.budget, pipeline.rejected)
+        difference, verdict = None, ""
+        if budget is not None and candidate.logits is not None:
+            difference, verdict = _non_inferiority(budget, evaluator.right(candidate.logits))
+            console.print(verdict)
+        timing, speed_cached = evaluator.compare(None, candidate.model, "result")
+        invariant = evaluator.batch_invariant(candidate.model)
+        if speed_cached and all(record.cached for record in pipeline.records):
+            console.print("[dim]every step was in the cache: nothing was computed again[/dim]")
+        package = assemble(
+            prepared,
+            output,
+            subject=subject,
+            force=force,
+            model=candidate.model,
+            records=pipeline.records,
+            source_metric=source_metric,
+            metric=candidate.metric,
+            agreement=None
+            if source_logits is None or candidate.logits is None or source.task == FEATURE_EXTRACTION
+            else agreement(source_logits, candidate.logits),
+            bound=difference,
+            verdict=verdict,
+            speedup=_speedup(timing, source, recipe.threads),
+            p50_ms=(timing.baseline_ms, timing.candidate_ms),
+            batch_invariant=invariant,
+            environment={**environment(versions), **({"search": searched.record} if searched is not None else {})},
+            probe=real_feeds(evaluator.feeds(), 16),
+        )
+    return package
+
+
+def run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
+    """Export a source and apply the plan to it."""
+    current = Candidate(pipeline.export())
+    prepared_for: Candidate | None = None  # what only prepares another pass is kept if that one is
+    for entry in prepared.plan:
+        if any(is_source_pass(step) for step in plan(entry)):
+            continue  # done before the export
+        best: Candidate | None = None
+        rejected = len(pipeline.rejected)
+        for step in plan(entry, reduce_range=prepared.reduce_range, max_drop=prepared.recipe.max_drop):
+            start = current if prepared_for is None else prepared_for
+            found = pipeline.run(step, start.model, current.model)
+            if found is not None:
+                best = found if best is None else pipeline.better(best, found)
+        if best is not None and best.prepares:
+            prepared_for = best
+        elif best is not None:
+            current, prepared_for = best, None
+        elif len(pipeline.rejected) > rejected and prepared.recipe.passes is not None:
+            _refuse(pipeline.budget, pipeline.rejected)  # what was asked for by name cannot be had within the budget
+    if prepared_for is not None:
+        pipeline.drop(prepared_for, "no pass that it prepares was kept")
+    return current
+
+
+def _cut_and_taught(
+    steps: list[Any],
+    prepared: Prepared,
+    evaluator: Evaluator,
+    budget: Budget | None,
+    cache: Cache,
+    console: Output,
+    versions: dict[str, str],
+) -> tuple[Source, list[PassRecord]]:
+    """The source after the passes that run before the export; what they leave must keep the budget."""
+    recipe, source = prepared.recipe, prepared.source
+    context = Context(train=prepared.train, threads=recipe.threads, seed=recipe.seed, layers=source.layers)
+    subject, records = apply_source_passes(steps, source, context, evaluator, cache, console, versions)
+    kept = [record for record in records if record.metric is not None]
+    if kept and budget is not None:
+        scorer = dataclasses.replace(evaluator, current=subject)
+        right = scorer.right(scorer.module_logits("result")[0])
+        metric = kept[-1].metric
+        assert metric is not None
+        if not budget.keeps(metric, right):
+            names = ", ".join(record.pass_ for record in kept)
+            _refuse(budget, [(metric, names, budget.said(metric, right))])
+    return subject, records
+
+
+def _judged(prepared: Prepared, text: Text | None) -> Judged | None:
+    """The development data of a request, else its training data, for passes that judge candidates themselves."""
+    recipe = prepared.recipe
+    if recipe.dev is None:
+        return None if prepared.train is None else Judged.of(prepared.train, text, training=True)
+    samples = load_samples(
+        recipe.dev,
+        split="validation",
+        text_column=recipe.text_column,
+        label_column=recipe.label_column,
+        labels=prepared.source.labels,
+    )
+    _check_inputs(samples, prepared.source)
+    return Judged.of(samples, text)
+
+
+def _refuse(budget: Budget | None, rejected: Sequence[tuple[Metric, str, str]]) -> None:
+    assert budget is not None
+    metric, name, why = max(rejected, key=lambda item: item[0].value)
+    raise LeptoError(
+        f"no candidate keeps the budget: the closest is {name} with {_metric_text(metric)}, "
+        f"but at least {budget.minimum:.4f} is asked for (source {budget.metric.value:.4f}, "
+        f"--max-drop {budget.allowed_drop:.4f}): {why}. No package was written: allow a larger "
+        "--max-drop, or leave --passes out",
+        exit_code=1,
+    )
+
+
+def _check_source(metric: Metric, classes: int) -> None:
+    if metric.name == "f1" and metric.value == 0:
+        raise LeptoError("the source itself finds no entity of the evaluation data. Is it the right data?")
+    if metric.name == "accuracy" and metric.high <= 1 / classes:
+        raise LeptoError(
+            f"the source itself is worse than chance on the evaluation data: {_metric_text(metric)}, chance is "
+            f"{1 / classes:.4f}. Is it the right data, or is the order of labels another?"
+        )
+
+
+def _check_inputs(samples: Samples | None, source: Source) -> None:
+    if samples is None:
+        return
+    if isinstance(samples.inputs, tuple):
+        if source.text is None:
+            raise LeptoError(
+                f"{samples.origin} holds text, but {source.description} takes tensors ({', '.join(source.axes)}): "
+                "give a factory that returns (inputs, labels)"
+            )
+        return
+    for name, example in source.example.items():
+        array = samples.inputs.get(name)
+        if array is None:
+            raise LeptoError(f"{samples.origin} lacks the model's input {name!r}; it has {', '.join(samples.inputs)}")
+        axes = source.axes[name]
+        fits = array.ndim == example.ndim and all(
+            i in axes or have == want for i, (have, want) in enumerate(zip(array.shape, example.shape, strict=True))
+        )
+        if array.dtype != example.dtype or not fits:
+            raise LeptoError(
+                f"{samples.origin}: input {name!r} must be {example.dtype} like {list(example.shape)}, "
+                f"got {array.dtype} {list(array.shape)}"
+            )
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Refuse an output folder that exists before the work starts, not after it.
+
+    Raises:
+        LeptoError: It exists and ``force`` is not given, or it is no folder.
+    """
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise LeptoError(f"output {output} is no folder: choose another one")
+    if output.exists() and not force:
+        raise LeptoError(f"output {output} exists: choose another folder, or replace it with --force")
+
+
+def environment(versions: dict[str, str]) -> dict[str, Any]:
+    """Versions and hardware, for the manifest."""
+    machine = this_machine()
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "cpu": machine.cpu,
+        "cpus": machine.cpus,
+        "memory_bytes": machine.memory_bytes,
+    }
+
+
+def _has_vnni(target: Target) -> bool:
+    return target.isa == "x86-64-v4" and any("vnni" in name for name in this_machine().instruction_sets)
+
+
+def _speedup(timing: Timing, source: Source, threads: int) -> Speedup:
+    how = "onnxruntime, as given" if source.load_onnx is not None else "PyTorch eager"
+    ratio = timing.ratio
+    against = f"{how}, {threads} threads, batch 1"
+    return Speedup(value=ratio.value, low=ratio.low, high=ratio.high, against=against)
+
+
+def _non_inferiority(budget: Budget, right: npt.NDArray[np.bool_] | None) -> tuple[PairedDifference | None, str]:
+    """The paired difference to the source, and what may be claimed of it."""
+    if right is None or budget.right is None:
+        return None, f"non-inferiority: not tested, {budget.metric.name} is no share of right answers"
+    level = budget.confidence or 0.95
+    difference = paired_difference(budget.right, right, level)
+    said = (
+        f"paired difference {difference.value:+.4f}, one-sided {level:.0%} lower bound {difference.low:+.4f}, "
+        f"allowed -{budget.allowed_drop:.4f}"
+    )
+    least = samples_needed(0.0, min(max(budget.allowed_drop, 1e-6), 0.999), 1 - level)
+    if difference.n < least:
+        return difference, (
+            f"insufficient data: {difference.n} samples cannot show that no more than {budget.allowed_drop:.4f} is "
+            f"lost, even if every answer is the same: at least {least:,} could. {said}"
+        )
+    if difference.low >= -budget.allowed_drop:
+        return difference, f"not worse than the source by more than is allowed ({level:.0%}): {said}"
+    room = budget.allowed_drop + difference.value
+    needed = (
+        f"; some {samples_needed(difference.discordant_rate, room, 1 - level):,} samples would decide"
+        if room > 0
+        else ""
+    )
+    return difference, f"non-inferiority is not shown at {level:.0%}: {said}{needed}"
+
+
+def _metric_text(metric: Metric) -> str:
+    return f"{metric.name} {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}] (n={metric.n})"
+
+
+def _silent() -> Output:
+    output = Output()
+    output.console.file = io.StringIO()
+    return output
+
+
+__all__ = ["PassError", "Prepared", "check_output", "compile_model", "prepare", "resolve_target", "run_prepared"]
