@@ -235,7 +235,7 @@ def run_prepared(
             subject, pipeline, candidate = searched.student, searched.pipeline, searched.candidate
             evaluator = dataclasses.replace(evaluator, current=subject)
         else:
-            steps = [step for entry in prepared.plan for step in plan(entry)]
+            steps = [step for entry in prepared.plan for step in plan(entry, reduce_range=prepared.reduce_range)]
             records: list[PassRecord] = []
             if first := [step for step in steps if is_source_pass(step)]:
                 subject, records = _cut_and_taught(first, prepared, evaluator, budget, cache, console, versions)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
+
 from lepto.compiler.channels import find_groups
 from lepto.compiler.context import Context, Left
 from lepto.compiler.cut_channels import example_tensors
@@ -101,6 +103,9 @@ def _on_module(name: str, source: Source) -> tuple[bool, str]:
         return True, f"{encoder.sizes().tokens:,} tokens; needs --train and --eval"
     if name == "distill":
         return True, "needs --train and --eval"
+    if name == "quantization-aware":
+        count = sum(isinstance(child, torch.nn.Linear) for child in source.module().modules())
+        return count > 0, f"{count} linear layers" + ("; needs --train and --eval" if count else "")
     if encoder is not None:
         return True, f"{encoder.sizes()}; needs --train and --eval"
     if source.text is not None:

@@ -4,6 +4,7 @@ PASSES = {
     "trim-vocabulary": "trim_vocabulary:TrimVocabulary",
     "prune": "prune:Prune",
     "distill": "distill:Distill",
+    "quantization-aware": "quantization_aware:QuantizationAware",
     "fuse": "fuse:Fuse",
     "smooth": "smooth:Smooth",
     "sparsify": "sparsify:Sparsify",

@@ -8,14 +8,15 @@ _STEP = {
     "trim-vocabulary": 0,
     "prune": 1,
     "distill": 2,
-    "fuse": 3,
-    "sparsify": 4,
-    "smooth": 4,
-    "quantize-embeddings": 5,
-    "quantize-weights": 5,
-    "quantize-dynamic": 6,
-    "quantize-static": 6,
-    "mixed-precision": 6,
+    "quantization-aware": 3,
+    "fuse": 4,
+    "sparsify": 5,
+    "smooth": 5,
+    "quantize-embeddings": 6,
+    "quantize-weights": 6,
+    "quantize-dynamic": 7,
+    "quantize-static": 7,
+    "mixed-precision": 7,
 }
 """Passes of a lower step come first; those of one step may stand in any order, but of the last only one may stand."""
 
@@ -23,6 +24,7 @@ _LAST = max(_STEP.values())
 _WHY = (
     "what is learned afterwards is learned in the tokens that are left",
     "what is cut is taught afterwards",
+    "it changes the PyTorch module, which is exported after it",
     "it changes the PyTorch module, which is exported after it",
     "it looks for the patterns that the export writes",
     "it changes float weights",

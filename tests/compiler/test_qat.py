@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,18 @@ from onnx import numpy_helper
 from sklearn.datasets import load_digits
 from torch import nn
 
+from lepto.compiler import Recipe, compile_model
 from lepto.compiler.context import Context
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.learned import LearnedRanges, same_values
+from lepto.compiler.passes.quantization_aware import QuantizationAware
 from lepto.compiler.passes.quantize_static import QuantizeStatic
 from lepto.compiler.training.loop import Schedule, train
 from lepto.compiler.training.pool import Pool, array_collate, teach
 from lepto.compiler.training.qat import fake_quantize_activation, fake_quantize_weight, quantization_aware
 from lepto.compiler.verify import runner
+
+from .conftest import Toy
 
 WIDTH, SHOWN = 48, 1200
 
@@ -163,6 +168,32 @@ def test_excluded_layers_stay_in_float_and_mistakes_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=said), quantization_aware(module, **wrong):  # type: ignore[arg-type]
             pass
+
+
+def test_it_is_a_pass_that_a_user_can_name(toy: Toy, own_cache: Path, tmp_path: Path) -> None:
+    asked = Recipe(
+        model=str(toy.model),
+        train=str(toy.train),
+        eval=str(toy.eval),
+        threads=1,
+        max_drop="10%",
+        passes=("quantization-aware(epochs=1,exclude=[classifier])", "fuse", "quantize-static"),
+    )
+    package = compile_model(asked, tmp_path / "out")
+    records = {record.pass_: record for record in package.manifest.passes}
+    assert [*records] == ["quantization-aware", "export", "fuse", "quantize-static"]
+    assert records["quantization-aware"].kept
+    # Six linear layers in each of two encoder layers, and the pooler.
+    assert "13 linear layers learned with 8-bit weights and static 8-bit inputs" in records["quantization-aware"].reason
+    static = records["quantize-static"]
+    assert static.metric is not None
+    assert static.metric.value > 0.9
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"activations": "none"}, {"copies": -1}])
+def test_options_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        QuantizationAware(**wrong)
 
 
 @given(st.integers(0, 10_000), st.sampled_from([127, 64]))
