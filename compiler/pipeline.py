@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from rich.markup import escape
+from rich.progress import TaskID
 
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Feed, Left, PassError, Table
@@ -270,10 +272,14 @@ class Pipeline:
         """The pass's model and its notes, or why it declines; and whether that was cached."""
 
         def make(stage: Path) -> None:
-            context = dataclasses.replace(self.context, notes=[], tables=[])
-            before = parent.digest
-            with self._status(step.name):
-                model: OnnxModel | None
+            before, shown = parent.digest, self.evaluator.progress
+            model: OnnxModel | None
+            with self._status(step.name) as line:
+
+                def tell(done: int, total: int) -> None:
+                    shown.update(line, completed=done, total=total)
+
+                context = dataclasses.replace(self.context, notes=[], tables=[], progress=tell)
                 try:
                     model = step(parent, context)
                 except Left as left:
@@ -373,10 +379,14 @@ class Pipeline:
         self.output.print(f"[bold]{name}[/bold] {mark}: {model.bytes / 1e6:.1f} MB{said}{speed} ({how})")
         self.output.print(f"  [dim]{escape(reason)}[/dim]")
 
-    def _status(self, label: str) -> Any:
-        from lepto.compiler.evaluate import _task
-
-        return _task(self.evaluator.progress, label, 1)
+    @contextlib.contextmanager
+    def _status(self, label: str) -> Iterator[TaskID]:
+        """A line of progress while the work runs."""
+        line = self.evaluator.progress.add_task(label, total=None)
+        try:
+            yield line
+        finally:
+            self.evaluator.progress.remove_task(line)
 
 
 def earned(timing: Timing, parent_bytes: int, bytes_: int, preserves_function: bool) -> tuple[bool, str]:

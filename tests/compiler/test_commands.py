@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lepto.compiler.passes import PASSES as PASS_NAMES
 from lepto.runtime import TextClassifier
 
 from .conftest import Lepto, Toy, write_csv
@@ -270,6 +271,39 @@ def test_a_convolution_says_why_it_is_not_quantized(lepto: Lepto) -> None:
     assert passes["export"]["applies"]
     assert not passes["fuse"]["applies"]
     assert "nothing to fuse" in passes["fuse"]["reason"]
+
+
+def test_inspect_asks_the_passes_themselves(toy: Toy, lepto: Lepto) -> None:
+    document = lepto("inspect", toy.model, "--json").document()
+    passes = {entry["pass"]: entry for entry in document["passes"]}
+    assert [*passes] == ["export", *PASS_NAMES]
+    assert "3 activations" in passes["smooth"]["reason"]
+    assert passes["smooth"]["reason"].endswith("needs --train")
+    assert not passes["sparsify"]["applies"]
+    assert "no gain from zeros on this machine" in passes["sparsify"]["reason"]
+    assert not passes["quantize-embeddings"]["applies"]
+    assert "smallest_bytes is 65536" in passes["quantize-embeddings"]["reason"]
+    assert passes["quantize-dynamic"]["reason"].startswith("2 QAttention, 8 DynamicQuantizeMatMul")
+    assert passes["quantize-dynamic"]["reason"].endswith("needs --eval")
+    assert passes["quantize-static"]["reason"].endswith("needs --train and --eval")
+
+
+def test_passes_and_their_options_are_listed(lepto: Lepto) -> None:
+    ran = lepto("recipe", "passes")
+    assert ran.code == 0, ran.err
+    assert "method=mse" in ran.out
+    assert "``" not in ran.out
+    document = lepto("recipe", "passes", "--json").document()
+    assert [*document] == [*PASS_NAMES]
+    assert document["quantize-weights"]["options"]["bits"] == {"default": "4", "values": "4, 8", "about": "4 or 8."}
+    shown = lepto("compile", "--help").out
+    assert all(name in shown for name in ("quantize-weights", "mixed-precision", "quantization-aware"))
+
+
+def test_a_wrong_option_is_named_before_any_work(toy: Toy, tmp_path: Path, lepto: Lepto) -> None:
+    ran = lepto("compile", *toy.flags(), "--passes", "fuse,quantize-static(metod=mse)", "-o", tmp_path / "out")
+    assert ran.code == 2
+    assert "quantize-static: unknown option 'metod'; did you mean 'method'?" in ran.err.replace("\n", " ")
 
 
 def test_inspect_tells_what_a_model_is(toy: Toy, lepto: Lepto) -> None:
