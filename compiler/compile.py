@@ -36,6 +36,7 @@ from lepto.runtime.package import Package
 from lepto.runtime.targets import TARGETS, Target
 
 _VERSIONS = ("lepto", "torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+_FALLBACK = "mixed-precision"
 _LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
 
 
@@ -240,6 +241,7 @@ def run_prepared(
             if first := [step for step in steps if is_source_pass(step)]:
                 subject, records = _cut_and_taught(first, prepared, evaluator, budget, cache, console, versions)
                 evaluator = dataclasses.replace(evaluator, current=subject)
+            steps += plan(_FALLBACK) if _falls_back(prepared) else []
             read = {what for step in steps for what in step.reads}
             context = Context(
                 calibration=encode(prepared.train.inputs, subject.text)
@@ -310,6 +312,9 @@ def run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
             found = pipeline.run(step, start.model, current.model)
             if found is not None:
                 best = found if best is None else pipeline.better(best, found)
+        if best is None and len(pipeline.rejected) > rejected and pipeline.context.judged and _falls_back(prepared):
+            for step in plan(_FALLBACK, reduce_range=prepared.reduce_range, max_drop=prepared.recipe.max_drop):
+                best = pipeline.run(step, current.model)
         if best is not None and best.prepares:
             prepared_for = best
         elif best is not None:
@@ -319,6 +324,11 @@ def run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
     if prepared_for is not None:
         pipeline.drop(prepared_for, "no pass that it prepares was kept")
     return current
+
+
+def _falls_back(prepared: Prepared) -> bool:
+    """Whether nodes may stay in float where the plan's own quantizations are over the budget."""
+    return prepared.recipe.passes is None and any("quantize-static" in entry for entry in prepared.plan)
 
 
 def _cut_and_taught(

@@ -23,6 +23,8 @@ from lepto.compiler.verify import runner
 Array = npt.NDArray[np.float32]
 Activations = Literal["static", "dynamic"]
 
+TRAINING = "training samples"
+
 
 @dataclass(frozen=True, slots=True)
 class MixedPrecision:
@@ -89,9 +91,10 @@ class MixedPrecision:
         bench = _Bench.of(model, context, self)
         nothing: tuple[str, ...] = ()
         if bench.keeps(nothing):
+            easy = "; training samples are easier than others: a smaller max_drop asks for more, or give --dev"
             raise Left(
                 f"plain quantization keeps the budget: {bench.said(nothing)}; quantize-{self.activations} does the "
-                "same without a search"
+                f"same without a search{easy if bench.where == TRAINING else ''}"
             )
         ranked = blame(
             bench.nodes,
@@ -170,7 +173,7 @@ class _Bench:
         rows = sorted(np.random.default_rng(context.seed).choice(rows, count, replace=False).tolist())
         judged = None if judged is None else judged.take(rows)
         feeds = [context.calibration[i] for i in rows] if judged is None else judged.feeds
-        where = "training samples" if training else "development samples"
+        where = TRAINING if training else "development samples"
         ranges = {}
         if step.activations == "static":
             calibration = [context.calibration[i] for i in calibrating]

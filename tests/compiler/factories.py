@@ -33,6 +33,39 @@ class Cnn(nn.Module):
         return self.head(self.body(pixels).flatten(1))
 
 
+class Loud(nn.Module):
+    """Its second layer reads one channel that is ten thousand times as large as the others: 8 bits lose the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(64, 1024), nn.Linear(1024, 64), nn.Linear(64, 4)
+        with torch.no_grad():
+            self.a.weight[0] *= 10_000
+            self.b.weight[:, 0] /= 10_000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+def loud() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    return Loud(), {"x": torch.randn(1, 64, generator=torch.Generator().manual_seed(1))}
+
+
+def loud_train() -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    return _loud_data(0)
+
+
+def loud_eval() -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    return _loud_data(1)
+
+
+def _loud_data(seed: int) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    x = np.random.default_rng(seed).standard_normal((400, 64)).astype(np.float32)
+    with torch.inference_mode():
+        return {"x": x}, Loud()(torch.from_numpy(x)).argmax(1).numpy()
+
+
 def mlp() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return Mlp(), {"x": torch.randn(1, 16, generator=torch.Generator().manual_seed(1))}
 

@@ -258,6 +258,28 @@ def test_a_pass_that_declines_is_left_out_with_its_reason(
     assert not package.manifest.passes[-1].kept
 
 
+def test_where_plain_quantization_is_over_the_budget_the_worst_layer_stays_in_float(tmp_path: Path) -> None:
+    asked = Recipe(
+        model="factories:loud",
+        train="factories:loud_train",
+        eval="factories:loud_eval",
+        threads=1,
+        max_drop="5%",
+        search_budget="0",
+    )
+    records = {record.pass_: record for record in compile_model(asked, tmp_path / "out").manifest.passes}
+    assert [*records] == ["export", "fuse", "quantize-dynamic", "quantize-static", "mixed-precision"]
+    for name in ("quantize-dynamic", "quantize-static"):
+        assert "over the budget" in records[name].reason
+    mixed = records["mixed-precision"]
+    assert "1 of 3 nodes in float" in mixed.reason
+    assert "(b) " in mixed.reason
+    assert "(200 training samples)" in mixed.reason
+    assert mixed.options["max_drop"] == "5%"
+    assert mixed.metric is not None
+    assert mixed.metric.value >= 0.95
+
+
 def test_what_prepares_a_quantization_is_kept_with_it_or_not_at_all(toy: Toy, tmp_path: Path) -> None:
     asked = recipe(toy, passes=("fuse", "smooth(residuals=yes)"))
     records = {record.pass_: record for record in compile_model(asked, tmp_path / "one").manifest.passes}
