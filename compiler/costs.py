@@ -26,6 +26,9 @@ BATCH = 32
 
 _BLOCKS, _PER_BLOCK = 12, 16
 
+FORM = 2
+"""Raised whenever the same candidate is fused to other nodes: what was measured before no longer holds."""
+
 
 @dataclass(frozen=True)
 class Cost:

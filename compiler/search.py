@@ -24,6 +24,7 @@ import torch
 
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Left, PassError
+from lepto.compiler.costs import FORM as COST_FORM
 from lepto.compiler.costs import Cost, measure_costs, quick_int8, timing_feeds
 from lepto.compiler.cut_channels import channel_cutter
 from lepto.compiler.cut_encoder import encoder_cutter
@@ -435,6 +436,7 @@ class Search:
             "seed": self.seed,
             "machine": self.machine,
             "reduce_range": self.reduce_range,
+            "form": COST_FORM,
             "versions": dict(self.versions),
         }
         entry = self._timed({"costs": key}, lambda: self.cache.get("costs", key, make)[0])

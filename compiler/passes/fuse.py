@@ -12,6 +12,7 @@ from lepto.compiler.passes.fusions.attention import fuse_attention
 from lepto.compiler.passes.fusions.embeddings import fold_constant_input
 from lepto.compiler.passes.fusions.gelu import fuse_gelu
 from lepto.compiler.passes.fusions.normalization import fuse_normalization
+from lepto.compiler.passes.fusions.one_row import attend_one_row
 from lepto.compiler.passes.fusions.rows import select_rows
 from lepto.compiler.passes.fusions.shift import fold_shifts
 
@@ -28,6 +29,7 @@ class Fuse:
         normalization: Fuse residual layer normalization into ``com.microsoft::SkipSimplifiedLayerNormalization``.
         gelu: Fuse GELU into ``com.microsoft::BiasGelu``.
         rows: Where the head reads one position, compute what follows the last attention for that position alone.
+        one_row: Where the last attention is read at one position, project nothing but what its one query needs.
         inputs: Fold inputs that always hold one value into the tables that they are looked up in.
         shifts: Fold the shifts of normalizations into the biases of what reads them.
     """
@@ -40,6 +42,7 @@ class Fuse:
     normalization: bool = True
     gelu: bool = True
     rows: bool = True
+    one_row: bool = True
     inputs: bool = True
     shifts: bool = True
 
@@ -57,7 +60,7 @@ class Fuse:
             ("gelu", self.gelu, fuse_gelu, ("BiasGelu", "Gelu")),
         )
         before = model.operators()
-        fused, wanted, notes = 0, {}, []
+        fused, wanted, notes = 0, dict[tuple[str, ...], int](), list[str]()
         if self.inputs and (dropped := fold_constant_input(graph, context.constant_inputs)):
             fused += dropped
             notes.append(f"{dropped} constant input folded into a table")
@@ -75,6 +78,11 @@ class Fuse:
             fused += moved
             if moved or reasons:
                 notes.append(f"{moved} nodes for the row that is read" + (f" ({reasons[0]})" if reasons else ""))
+        absorbed = attend_one_row(graph) if self.rows and self.one_row else 0
+        if absorbed:
+            fused += absorbed
+            wanted[("Attention",)] = wanted.get(("Attention",), 0) - absorbed
+            notes.append(f"{absorbed} attention for one query")
         if self.shifts and (folded := fold_shifts(graph)):
             fused += folded
             notes.append(f"{folded} shifts folded into biases")
@@ -87,7 +95,7 @@ class Fuse:
             made = sum(after[op] - before[op] for op in operators)
             context.expect(made == count, f"{' + '.join(operators)}: {count} were fused, {made} stand in the graph")
         if self.attention and context.layers:
-            made = after["Attention"]
+            made = after["Attention"] + absorbed
             context.expect(
                 made in (0, context.layers),
                 f"Attention: the model has {context.layers} layers, but only {made} were fused: {notes[0]}",

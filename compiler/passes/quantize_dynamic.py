@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lepto.compiler.context import Context, Left, PassError
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import running_operators
+from lepto.compiler.passes.fusions import graph as g
 from lepto.runtime.errors import LeptoError
 
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Attention": 1, "Gather": 0}
@@ -138,10 +141,32 @@ def dynamic_int8(model: OnnxModel, *, per_channel: bool, reduce_range: bool, exc
                 "DefaultTensorType": onnx.TensorProto.FLOAT,
             },
         )
-        result = OnnxModel.from_proto(onnx.load(target))
+        result = _stored_small(OnnxModel.from_proto(onnx.load(target)))
     if _integers(result.proto().graph) == _integers(proto.graph):
         raise Left("nothing to quantize: no product in the graph has constant weights" + kept_in_float(exclude))
     return result
+
+
+def _stored_small(model: OnnxModel) -> OnnxModel:
+    """Store the weights of batched float products (``[H, K, N]``) in int8, with one scale per head and column.
+
+    They are computed in float: a cast and a product with the scales restore them when a session is made, where ONNX
+    Runtime folds both. (It would not fold a ``DequantizeLinear``.)
+    """
+    loaded = model.ir()
+    graph = loaded.graph
+    batched = [node for node in graph if node.op_type == "FusedMatMul" and node.domain == g.MICROSOFT]
+    for node in batched:
+        array = g.constant(node.inputs[1])
+        if array is None or array.ndim != 3 or array.dtype != np.float32:
+            continue
+        scale = np.maximum(np.abs(array).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+        name = node.inputs[1].name  # type: ignore[union-attr]  # it is a constant
+        small = g.add_initializer(graph, f"{name}.int8", np.round(array / scale).astype(np.int8))
+        scales = g.add_initializer(graph, f"{name}.scale", scale.astype(np.float32))
+        whole = g.insert(graph, node, "Cast", [small], attributes={"to": ir.DataType.FLOAT.value})
+        node.replace_input_with(1, g.insert(graph, node, "Mul", [whole, scales]))
+    return OnnxModel.from_ir(g.finish(loaded)) if batched else model
 
 
 def _integers(graph: onnx.GraphProto) -> int:

@@ -8,6 +8,7 @@ from onnx import numpy_helper
 from lepto.compiler.context import Context, Left, PassError
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.fuse import Fuse
+from lepto.compiler.passes.quantize_dynamic import dynamic_int8
 from lepto.compiler.verify import runner
 
 HEAD = '<ir_version: 9, opset_import: ["" : 18]>'
@@ -145,6 +146,26 @@ MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 @pytest.mark.parametrize("scaled", ["div", "mul"])
 def test_self_attention_with_padding(scaled: str) -> None:
     check(attention(scaled=scaled), {"x": X3, "attention_mask": MASK}, Attention=1, Softmax=0)
+
+
+@pytest.mark.parametrize("mask", ["padding", ""])
+def test_attention_for_the_one_row_that_is_read_projects_no_other(mask: str) -> None:
+    proto = attention(mask=mask, scaled="mul").proto()
+    proto.graph.initializer.append(numpy_helper.from_array(RNG.standard_normal((8, 8)).astype(np.float32), "wo"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0), "first"))
+    proto.graph.node.append(onnx.helper.make_node("MatMul", ["y", "wo"], ["o"]))
+    proto.graph.node.append(onnx.helper.make_node("Gather", ["o", "first"], ["z"], axis=1))
+    del proto.graph.output[:]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["B", 8]))
+    model = OnnxModel.from_proto(onnx.shape_inference.infer_shapes(proto))
+    feeds = {"x": X3, "attention_mask": MASK} if mask else {"x": X3}
+    fused = check(model, feeds, Attention=0, FusedMatMul=4)
+    small = dynamic_int8(fused, per_channel=True, reduce_range=False)
+    assert [t.data_type for t in small.proto().graph.initializer if len(t.dims) == 3 and t.dims[0] == 2].count(
+        onnx.TensorProto.INT8
+    ) == 2
+    exact = runner(fused, 1)(feeds)
+    assert np.abs(runner(small, 1)(feeds) - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def test_self_attention_without_a_mask() -> None:

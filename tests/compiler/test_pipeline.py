@@ -166,7 +166,9 @@ def test_without_passes_the_better_quantization_is_taken_by_measurement(toy: Toy
         assert "x as fast as" in records[name].reason
     counts = OnnxModel(package.model_path.read_bytes()).operators()
     assert counts["SkipSimplifiedLayerNormalization"] == 5
-    assert counts["Attention"] + counts["QAttention"] == 2
+    # The last of the two layers attends from the one row that the head reads.
+    assert counts["Attention"] + counts["QAttention"] == 1
+    assert counts["FusedMatMul"] == 4
     assert all(check.ok for check in verify_package(package))
 
 

@@ -32,6 +32,8 @@ def select_rows(model: ir.Model) -> tuple[int, list[str]]:
         axis = gather.attributes["axis"].as_int() if "axis" in gather.attributes else 0
         if data is None or index is None or index.ndim or axis != 1 or g.constant(data) is not None or _rank(data) != 3:
             continue
+        if data.shape is not None and data.shape[1] == 1:
+            continue  # the one position that there is
         nodes = _closure(data, gather)
         if not nodes:
             reasons.append(f"{gather.outputs[0].name}: the selected value is needed whole")
