@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,8 +123,29 @@ def _gate(original: Package, package: Package, output: Output, seed: int) -> lis
     print_checks(output, checks)
     verdict = overall(checks)
     if verdict is not Verdict.PASS:
-        raise LeptoError(f"the gate says {verdict.value}: nothing was published", exit_code=verdict.exit_code)
+        said = f"the gate says {verdict.value}: nothing was published. {advice(checks)}"
+        raise LeptoError(said, exit_code=verdict.exit_code)
     return checks
+
+
+def advice(checks: Sequence[Check]) -> str:
+    """What a newcomer can do about a gate that did not pass."""
+    from lepto.benchmarks.gate import Verdict, overall
+    from lepto.runtime.measure import machine_load
+
+    verdict = overall(checks)
+    names = [check.name for check in checks if check.verdict is verdict]
+    if verdict is Verdict.REGRESSION:
+        return f"Your installation works; the package itself is worse in {', '.join(names)}: try another --seed"
+    said = "Nothing is broken: the gate only lets pass what it can show. "
+    if all(name.endswith("_ms") for name in names):
+        load = machine_load()
+        busy = "" if load.average_1min is None else f" (load {load.average_1min:.1f} on {load.cpus} CPUs)"
+        return (
+            f"{said}This machine is too busy to time {' and '.join(names)}{busy}: end other programs, and run the same "
+            "command again; where it never gets quiet, time on another machine"
+        )
+    return f"{said}{', '.join(names)} could not be decided with these samples: run it again with another --seed"
 
 
 def _ask(published: Published, package: Package, repository: Path, output: Output) -> list[dict[str, Any]]:

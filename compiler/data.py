@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import importlib
@@ -22,6 +23,7 @@ from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 _READERS = ".csv, .tsv, .jsonl, .parquet, .conll"
+_HUB_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -289,9 +291,16 @@ def _dataset_rows(reference: str, split: str) -> Iterator[Row]:
         ) from error
 
     name, _, config = reference.partition(":")
+    unreachable = _why_no_hub()
     try:
-        loaded = datasets.load_dataset(name, config or None, split=split)
+        with _offline() if unreachable else contextlib.nullcontext():
+            loaded = datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # datasets raises many kinds, none of its own base class
+        if unreachable:
+            raise LeptoError(
+                f"{reference!r} is no file here, and as a data set it is not in the local cache, and the Hugging Face "
+                f"hub cannot be reached ({unreachable}). Give a {_READERS} file or package.module:factory, or go online"
+            ) from error
         raise LeptoError(
             f"{reference!r} is no file here and could not be loaded as a data set (split {split!r}): "
             f"{first_line(error)}. Give a {_READERS} file, a datasets id, or package.module:factory"
@@ -299,6 +308,35 @@ def _dataset_rows(reference: str, split: str) -> Iterator[Row]:
     features = loaded.features
     for number, row in enumerate(loaded, 1):
         yield f"row {number}", {key: _named(features[key], value, datasets.ClassLabel) for key, value in row.items()}
+
+
+def _why_no_hub() -> str:
+    """Why the hub cannot be reached, empty if it can: one short question; datasets would ask for half a minute."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except Exception as error:  # the errors of its client's transport have no lasting base class
+        return first_line(error)
+    return ""
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Let datasets look into its cache only; both libraries read their switch when they are imported."""
+    import datasets
+    from huggingface_hub import constants
+
+    switches: tuple[Any, ...] = (datasets.config, constants)
+    before = [switch.HF_HUB_OFFLINE for switch in switches]
+    for switch in switches:
+        switch.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.HF_HUB_OFFLINE = value
 
 
 def _named(feature: Any, value: Any, class_label: type) -> Any:

@@ -354,7 +354,6 @@ def _load(known: Any, folder: Path, weights: list[Path], pooling: Pooling | None
             f"{folder}: the weights lack {', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}, which would be "
             f"random: is this checkpoint fine-tuned for its task ({known.__name__})?"
         )
-    model.config.return_dict = False
     module: torch.nn.Module = model
     if pooling is not None:
         from lepto.compiler.embedding import SentenceEncoder

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib.metadata
 import inspect
 import os
@@ -260,6 +261,8 @@ def _explain(error: BaseException) -> tuple[int, str]:  # one row for each kind 
 def describe_os_error(error: OSError) -> str:
     """An operating system's error in words, with the file and the way out."""
     where = f": {error.filename}" if error.filename is not None else ""
+    if error.errno == errno.EFBIG:
+        return f"file too large for its file system, or for this process's limit (ulimit -f){where}; raise the limit"
     if is_full_disk(error):
         return f"no space left on device{where}; free some and run again"
     if error.strerror is None:

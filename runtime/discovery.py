@@ -62,14 +62,7 @@ class CommandEntry:
 
     def summary(self) -> str:
         """The first line of the command's help, from its source; empty if it cannot be read."""
-        spec = _find_spec(self.module)
-        if spec is None or spec.origin is None:
-            return ""
-        try:
-            tree = ast.parse(Path(spec.origin).read_bytes())
-        except (OSError, SyntaxError, ValueError):
-            return ""
-        return _summary(tree, self.attribute)
+        return _summary(self.module, self.attribute)
 
 
 def find_commands() -> dict[str, CommandEntry]:
@@ -102,8 +95,20 @@ def _ask_finders(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     return None
 
 
-def _summary(tree: ast.Module, attribute: str) -> str:
+def _summary(module: str, attribute: str, hops: int = 3) -> str:
+    """The summary of a function or group, also where the module has it from another one."""
+    spec = _find_spec(module)
+    if spec is None or spec.origin is None or not hops:
+        return ""
+    try:
+        tree = ast.parse(Path(spec.origin).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ""
     for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                if (alias.asname or alias.name) == attribute:
+                    return _summary(node.module, alias.name, hops - 1)
         if isinstance(node, ast.FunctionDef) and node.name == attribute:
             return (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Call):

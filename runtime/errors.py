@@ -21,8 +21,9 @@ class LeptoError(Exception):
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an operating system's error says that there is no room left, or none for this user."""
+    """Whether an operating system's error says that there is no room left, or none for this user or this file."""
     return isinstance(error, OSError) and (
+        error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         # numpy's way to say it; it loses the number.
-        error.errno in (errno.ENOSPC, errno.EDQUOT) or bool(re.fullmatch(r"\d+ requested and \d+ written", str(error)))
+        or bool(re.fullmatch(r"\d+ requested and \d+ written", str(error)))
     )

@@ -193,7 +193,9 @@ def _output_names(output: Any, source: Source) -> list[str]:
     import torch
 
     if (name := _first_name(source)) is not None:
-        count = len([t for t in output if t is not None]) if isinstance(output, tuple | list) else 1
+        made = output.values() if isinstance(output, Mapping) else output
+        several = [made] if isinstance(made, torch.Tensor) else list(made)
+        count = len([t for t in several if t is not None])
         return [name, *(f"output_{i}" for i in range(1, count))]
     if isinstance(output, torch.Tensor):
         return ["output"]

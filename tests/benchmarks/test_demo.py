@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from lepto.benchmarks import demo
+from lepto.benchmarks.gate import Check, Verdict
 from lepto.benchmarks.workloads.shop_intents import workload
 from lepto.runtime import cli, tritonserver
 from lepto.runtime.errors import LeptoError
@@ -48,6 +50,25 @@ def test_without_a_server_it_says_so_before_it_trains(
     monkeypatch.setattr(workload, "train", lambda *_, **__: pytest.fail("trained although nothing can be served"))
     assert cli.run(["workload", "demo", "--model-repository", str(tmp_path / "repository")]) == 2
     assert "no tritonserver" in capsys.readouterr().err
+
+
+def check(name: str, verdict: Verdict) -> Check:
+    return Check(name, verdict, f"{name} {verdict.value}")
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [
+        (
+            [check("accuracy", Verdict.PASS), check("p90_ms", Verdict.INCONCLUSIVE)],
+            r"Nothing is broken.*too busy to time p90_ms \(load .* end other programs, and run the same command again",
+        ),
+        ([check("accuracy", Verdict.INCONCLUSIVE)], "accuracy could not be decided .* another --seed"),
+        ([check("bytes", Verdict.REGRESSION), check("p50_ms", Verdict.INCONCLUSIVE)], "worse in bytes: try another"),
+    ],
+)
+def test_a_gate_that_does_not_pass_says_what_a_newcomer_can_do(checks: list[Check], said: str) -> None:
+    assert re.search(said, demo.advice(checks))
 
 
 def test_module_runs_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def train(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, rows: Sequ
     model.eval()
 
 
-_SIZES = {
+SIZES = {
     "vocab_size": 60,
     "id2label": dict(enumerate(LABELS)),
     "label2id": {label: i for i, label in enumerate(LABELS)},
@@ -133,7 +133,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
             intermediate_size=64,
             max_position_embeddings=32,
             hidden_dropout_prob=0.0,
-            **_SIZES,
+            **SIZES,
         )
     )
     tokenizer = make_tokenizer()
@@ -164,14 +164,14 @@ def other_architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
                     max_position_embeddings=20,
                     type_vocab_size=1,
                     pad_token_id=1,
-                    **_SIZES,
+                    **SIZES,
                 )
             ),
             1,
         ),
         "distilbert": (
             DistilBertForSequenceClassification(
-                DistilBertConfig(dim=32, n_layers=3, n_heads=4, hidden_dim=64, max_position_embeddings=24, **_SIZES)
+                DistilBertConfig(dim=32, n_layers=3, n_heads=4, hidden_dim=64, max_position_embeddings=24, **SIZES)
             ),
             0,
         ),

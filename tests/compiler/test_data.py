@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,22 @@ def test_a_factory_that_does_not_work_is_named(factory: str, said: str) -> None:
     with pytest.raises(LeptoError, match=said) as caught:
         load(factory)
     assert factory in str(caught.value)
+
+
+def test_a_data_set_id_without_a_network_is_one_quick_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    datasets = pytest.importorskip("datasets", exc_type=ImportError)
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    before = datasets.config.HF_HUB_OFFLINE
+    start = time.monotonic()
+    with pytest.raises(LeptoError, match=r"not in the local cache, and the Hugging Face hub cannot be reached \(.+\)"):
+        load("nobody/no-such-data-set")
+    assert time.monotonic() - start < 10
+    assert capfd.readouterr() == ("", "")
+    assert datasets.config.HF_HUB_OFFLINE == constants.HF_HUB_OFFLINE == before
 
 
 def test_labels_of_arrays_are_counted_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_other_encoders_are_exported_and_fused(other_architectures: dict[str, Pa
     model = export.export_onnx(source, threads=1).model
     fused = Fuse()(model, Context(layers=source.layers))
     assert source.layers == layers
-    assert fused.operators()["Attention"] == layers
+    assert fused.operators()["Attention"] == layers - 1  # the last one is read at one position
     assert fused.operators()["SkipSimplifiedLayerNormalization"] >= 2 * layers
     assert parity(runner(model, 1), runner(fused, 1), export.proof_feeds(source, 8)).ok
 
@@ -134,5 +134,5 @@ def test_an_onnx_source_is_proven_too(tmp_path: Path, exported: export.Exported,
     again = export.export_onnx(source, threads=1)
     assert again.exporter == "as given"
     assert [value.name for value in again.model.proto().graph.output] == ["logits", "scores"]
-    assert Fuse()(again.model, Context()).operators()["Attention"] == 2
+    assert Fuse()(again.model, Context()).operators()["Attention"] == 1  # the other is read at one position
     assert dataclasses.replace(again.proof, max_abs=0.0) == again.proof

@@ -184,6 +184,29 @@ def test_other_attention_is_left_with_a_reason(options: dict[str, object], said:
     declined(attention(**options), said)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("op_type", ["Reshape", "Identity"])
+def test_attention_whose_probabilities_take_a_detour_is_told(op_type: str) -> None:
+    """DeBERTa reshapes them before the product: no attention may be left without a word."""
+    proto = attention().proto()
+    product = next(node for node in proto.graph.node if node.input[0] == "p")
+    extra = ["p_shape"] if op_type == "Reshape" else []
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1, 5]), "p_shape"))
+    product.input[0] = "p2"
+    place = [*proto.graph.node].index(product)
+    nodes = [*proto.graph.node]
+    nodes.insert(place, onnx.helper.make_node(op_type, ["p", *extra], ["p2"]))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    declined(OnnxModel.from_proto(proto), "0 x attention, 1 left")
+
+
+def test_probabilities_of_a_head_are_no_attention() -> None:
+    model = build("(float[B,8] x) => (float[B,3] y)", "l = MatMul(x, w)  y = Softmax <axis = -1> (l)", w=(8, 3))
+    with pytest.raises(Left) as caught:
+        Fuse()(model, Context())
+    assert "left" not in str(caught.value)
+
+
 def test_a_mask_that_cannot_be_run_alone_is_left() -> None:
     proto = attention().proto()
     proto.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.BOOL

@@ -189,6 +189,13 @@ def test_the_installed_commands_are_found():
     assert entries["doctor"].summary() == "Show this machine and what can be built, run and served on it."
 
 
+def test_every_command_of_this_installation_has_a_summary():
+    entries = find_commands()
+    assert {"bench", "compile", "doctor", "workload"} <= {*entries}
+    assert [name for name, entry in entries.items() if not entry.summary()] == []
+    assert entries["workload"].summary() == "List the workloads, write their data, train their models."
+
+
 def test_summaries_that_cannot_be_read_are_empty(tmp_path, monkeypatch):
     (tmp_path / "cli_test_syntax.py").write_text("def broken(:\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -22,6 +22,8 @@ import onnxruntime
 
 from lepto.compiler.passes.fusions import graph as g
 
+_MOVES = ("Reshape", "Where", "Cast", "Unsqueeze", "Squeeze", "Transpose", "Expand", "Identity")
+
 
 @dataclass(frozen=True)
 class _Match:
@@ -45,7 +47,7 @@ def fuse_attention(model: ir.Model) -> tuple[int, list[str]]:
     masks: dict[int, str | None] = {}
     mask_index: ir.Value | None = None
     for softmax in [node for node in graph if node.op_type == "Softmax" and node.domain == ""]:
-        if not any(use.node.op_type == "MatMul" for use in softmax.outputs[0].uses()):
+        if not _is_attention(softmax.outputs[0]):
             continue  # probabilities of a classifier's head
         match = _match(softmax)
         if isinstance(match, str):
@@ -66,6 +68,16 @@ def fuse_attention(model: ir.Model) -> tuple[int, list[str]]:
         _rewrite(graph, match, mask_index if match.mask is not None else None)
         fused += 1
     return fused, reasons
+
+
+def _is_attention(probabilities: ir.Value, hops: int = 4) -> bool:
+    """Whether probabilities weigh values, perhaps masked or reshaped before."""
+    for use in probabilities.uses():
+        if use.node.op_type in ("MatMul", "Einsum"):
+            return True
+        if hops and use.node.op_type in _MOVES and _is_attention(use.node.outputs[0], hops - 1):
+            return True
+    return False
 
 
 def _match(softmax: ir.Node) -> _Match | str:
