@@ -59,7 +59,8 @@ def bench(
     """
     from lepto.benchmarks import scenarios
     from lepto.benchmarks.comparison import bar, feeds_for, read_samples
-    from lepto.compiler.statistics import ratio_interval, wilson_interval
+    from lepto.compiler.proportions import wilson_interval
+    from lepto.compiler.statistics import ratio_interval
     from lepto.runtime.console import Output
     from lepto.runtime.measure import machine_load
 

@@ -25,14 +25,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lepto.compiler.statistics import (
-    hodges_lehmann,
-    log_ratios,
-    paired_difference,
-    samples_needed,
-    spend_alpha,
-    wilcoxon_greater,
-)
+from lepto.compiler.proportions import paired_difference, samples_needed
+from lepto.compiler.statistics import hodges_lehmann, log_ratios, spend_alpha, wilcoxon_greater
 
 LATENCY_QUANTILES: Final = {"p50_ms": 0.5, "p90_ms": 0.9}
 _LIMIT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")

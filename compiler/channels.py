@@ -20,7 +20,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from lepto.compiler.channel_groups import Group, Groups, Norm, coupled_groups, is_depthwise
+from lepto.compiler.channel_groups import Group, Groups, coupled_groups
+from lepto.compiler.channel_surgery import layer_at, narrow, select_layer, width, zero_layer
 from lepto.compiler.context import Left
 from lepto.compiler.data import first_line
 
@@ -189,15 +190,15 @@ def rebuild(module: nn.Module, example: Mapping[str, torch.Tensor], cut: Cut) ->
     made = copy.deepcopy(module)
     try:
         for path, sides in cut.sizes.items():
-            owner, layer = _at(made, path)
+            owner, layer = layer_at(made, path)
             for side, count in sides.items():
                 if layer is None:
-                    _narrow(owner, path.rpartition(".")[2], int(side), range(count))
+                    narrow(owner, path.rpartition(".")[2], int(side), range(count))
                 elif side == "in" and (parts := getattr(layer, "groups", 1)) > 1:
                     each = layer.in_channels // parts
-                    _select(layer, side, [b * each + i for b in range(parts) for i in range(count // parts)])
+                    select_layer(layer, side, [b * each + i for b in range(parts) for i in range(count // parts)])
                 else:
-                    _select(layer, side, range(count))
+                    select_layer(layer, side, range(count))
         training = made.training
         with torch.no_grad():
             made.eval()(**example)
@@ -240,14 +241,14 @@ def _cut(module: nn.Module, removed: Removed, groups: Sequence[Group]) -> dict[s
     """Remove units from a network, in place; returns the new sizes."""
     sizes: dict[str, dict[str, int]] = {}
     for (path, side), gone in _places(removed, groups).items():
-        owner, layer = _at(module, path)
+        owner, layer = layer_at(module, path)
         if layer is None:
             name = path.rpartition(".")[2]
             kept = [i for i in range(getattr(owner, name).shape[int(side)]) if i not in gone]
-            _narrow(owner, name, int(side), kept)
+            narrow(owner, name, int(side), kept)
         else:
-            kept = [i for i in range(_width(layer, side)) if i not in gone]
-            _select(layer, side, kept)
+            kept = [i for i in range(width(layer, side)) if i not in gone]
+            select_layer(layer, side, kept)
         sizes.setdefault(path, {})[side] = len(kept)
     return sizes
 
@@ -271,7 +272,7 @@ def _difference(
     readers = [dataclasses.replace(group, members=group.readers()) for group in groups]
     with torch.no_grad():
         for (path, _), gone in _places(removed, readers).items():
-            _zero(zeroed.get_submodule(path), sorted(gone))
+            zero_layer(zeroed.get_submodule(path), sorted(gone))
         expected = list(_tensors(zeroed(**example)))
         try:
             found = list(_tensors(narrow(**example)))
@@ -315,89 +316,3 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
     elif isinstance(output, list | tuple):
         for value in output:
             yield from _tensors(value)
-
-
-def _at(module: nn.Module, path: str) -> tuple[nn.Module, Any]:
-    """The holder of a path and the layer there; None for a bare parameter."""
-    holder, _, name = path.rpartition(".")
-    owner = module.get_submodule(holder)
-    found = getattr(owner, name)
-    return owner, None if isinstance(found, nn.Parameter) else found
-
-
-def _width(layer: Any, side: str) -> int:
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        return layer.out_channels if side == "out" else layer.in_channels
-    if isinstance(layer, nn.Linear):
-        return layer.out_features if side == "out" else layer.in_features
-    if isinstance(layer, nn.LayerNorm):
-        return int(layer.normalized_shape[0])
-    if isinstance(layer, nn.GroupNorm):
-        return layer.num_channels
-    width: int = layer.num_parameters if isinstance(layer, nn.PReLU) else layer.num_features
-    return width
-
-
-def _select(layer: Any, side: str, kept: Sequence[int]) -> None:
-    """Keep some channels of a layer, in place, in their order.
-
-    Raises:
-        ValueError: A grouped convolution would keep different channels in its groups.
-    """
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        through, axis = is_depthwise(layer), 1 if layer.transposed else 0
-        if side == "in":
-            each = layer.in_channels // layer.groups
-            blocks = [[i - b * each for i in kept if b * each <= i < (b + 1) * each] for b in range(layer.groups)]
-            if any(block != blocks[0] for block in blocks):
-                raise ValueError("the groups of a convolution would keep different channels")
-            _narrow(layer, "weight", 1 - axis, blocks[0])
-            layer.in_channels = len(kept)
-            return
-        _narrow(layer, "weight", 0 if through else axis, kept)
-        _narrow(layer, "bias", 0, kept)
-        layer.out_channels = len(kept)
-        if through:
-            layer.in_channels = layer.groups = len(kept)
-    elif isinstance(layer, nn.Linear):
-        _narrow(layer, "weight", 0 if side == "out" else 1, kept)
-        if side == "out":
-            _narrow(layer, "bias", 0, kept)
-            layer.out_features = len(kept)
-        else:
-            layer.in_features = len(kept)
-    else:
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            _narrow(layer, name, 0, kept)
-        if isinstance(layer, nn.LayerNorm):
-            layer.normalized_shape = (len(kept),)
-        elif isinstance(layer, nn.GroupNorm):
-            layer.num_channels = len(kept)
-        elif isinstance(layer, nn.PReLU):
-            layer.num_parameters = len(kept)
-        else:
-            assert isinstance(layer, Norm)
-            layer.num_features = len(kept)
-
-
-def _narrow(owner: nn.Module, name: str, axis: int, kept: Sequence[int]) -> None:
-    """Keep some places on one axis of a parameter or buffer; nothing where there is none of that name."""
-    old = getattr(owner, name, None)
-    if old is None:
-        return
-    chosen = old.detach().index_select(axis, torch.tensor(list(kept), dtype=torch.long, device=old.device)).clone()
-    new = nn.Parameter(chosen, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else chosen
-    setattr(owner, name, new)
-
-
-def _zero(layer: Any, places: list[int]) -> None:
-    """Zero the weights that read some channels."""
-    if isinstance(layer, nn.Linear):
-        layer.weight[:, places] = 0
-    elif layer.transposed:
-        layer.weight[places] = 0
-    else:
-        each, rows = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-        for place in places:
-            block = place // each
-            layer.weight[block * rows : (block + 1) * rows, place % each] = 0

@@ -312,8 +312,7 @@ def _dataset_rows(reference: str, split: str) -> Iterator[Row]:
 
 def _why_no_hub() -> str:
     """Why the hub cannot be reached, empty if it can: one short question; datasets would ask for half a minute."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lepto.compiler.data import Samples
-from lepto.compiler.statistics import bootstrap_interval, wilson_interval
+from lepto.compiler.proportions import wilson_interval
+from lepto.compiler.statistics import bootstrap_interval
 from lepto.runtime.manifest import Metric
 from lepto.runtime.spans import are_spans, f1, span_counts
 

@@ -13,7 +13,7 @@ import onnx
 from lepto.compiler.context import Feed
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import session
-from lepto.compiler.statistics import PairedDifference
+from lepto.compiler.proportions import PairedDifference
 from lepto.compiler.verify import pad
 from lepto.runtime.manifest import (
     Manifest,
@@ -29,7 +29,7 @@ from lepto.runtime.manifest import Source as SourceRecord
 from lepto.runtime.package import Package, write_package
 
 if TYPE_CHECKING:
-    from lepto.compiler.compile import Prepared
+    from lepto.compiler.prepare import Prepared
     from lepto.compiler.source import Source, Text
 
 # A probe must hold on any CPU of the target: int8 kernels differ in the order of float additions around them, and a

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from lepto.compiler.budget import Budget
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Left
 from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.evaluate import Evaluator
 from lepto.compiler.metrics import score
-from lepto.compiler.pipeline import Budget, Candidate, Pipeline
+from lepto.compiler.pipeline import Candidate, Pipeline
 from lepto.compiler.recipe import milliseconds, number_of_bytes, seconds
 from lepto.compiler.search import Found, Search, Student, front, key_of, split_development
 from lepto.compiler.source import Source
@@ -26,7 +27,7 @@ from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import PassRecord
 
 if TYPE_CHECKING:
-    from lepto.compiler.compile import Prepared
+    from lepto.compiler.prepare import Prepared
 
 _DEVELOPMENT_SHARE = 0.1
 _TRIES = 2

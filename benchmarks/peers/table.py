@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lepto.compiler.statistics import PairedDifference, Ratio, paired_difference, ratio_interval, wilson_interval
+from lepto.compiler.proportions import PairedDifference, paired_difference, wilson_interval
+from lepto.compiler.statistics import Ratio, ratio_interval
 
 Role = Literal["eager", "peer", "lepto"]
 

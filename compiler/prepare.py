@@ -1,0 +1,190 @@
+"""Everything that is decided before the first pass runs: model, data, target and plan, or why they do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lepto.compiler.data import Samples, load_samples
+from lepto.compiler.pipeline import plan
+from lepto.compiler.recipe import DEFAULT_SEARCH, NO_SEARCH, Recipe
+from lepto.compiler.source import Source, open_source
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.machine import this_machine
+from lepto.runtime.manifest import FEATURE_EXTRACTION
+from lepto.runtime.targets import TARGETS, Target
+
+_LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before the first pass runs.
+
+    Attributes:
+        recipe: The request, with the target resolved.
+        source: The model.
+        train: Training data, or None.
+        evaluation: Evaluation data, or None.
+        target: The hardware.
+        reduce_range: Whether weights must keep to seven bits on the target.
+        plan: The passes by name; alternatives of one step are joined by ``|``.
+        searches: Whether a smaller model is searched for first.
+        notes: What was decided, and why.
+    """
+
+    recipe: Recipe
+    source: Source
+    train: Samples | None
+    evaluation: Samples | None
+    target: Target
+    reduce_range: bool
+    plan: tuple[str, ...]
+    notes: tuple[str, ...]
+    searches: bool = False
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Open the model and the data, and resolve the target and the plan; nothing is computed.
+
+    Raises:
+        LeptoError: Something cannot be used; the message says what and why.
+    """
+    target = resolve_target(recipe.target)
+    source = open_source(recipe.model, recipe.task)
+    read = {
+        "text_column": recipe.text_column,
+        "label_column": recipe.label_column,
+        "labels": source.labels,
+        "task": source.task,
+    }
+    train = load_samples(recipe.train, split="train", **read) if recipe.train else None  # type: ignore[arg-type]
+    evaluation = load_samples(recipe.eval, split="test", **read) if recipe.eval else None  # type: ignore[arg-type]
+    for samples in (train, evaluation):
+        check_inputs(samples, source)
+    if evaluation is not None and evaluation.one_label:
+        raise LeptoError(f"{evaluation.origin}: all {len(evaluation)} samples have one label, which shows nothing")
+    notes = []
+    names: tuple[str, ...]
+    if recipe.passes is not None:
+        names = recipe.passes
+        steps = [step for entry in names for step in plan(entry)]
+        lossy = [step.name for step in steps if not step.preserves_function]
+        if lossy and evaluation is None:
+            raise LeptoError(
+                f"{lossy[0]} may change answers, and without --eval nobody would know: give evaluation data"
+            )
+        reading = [step.name for step in steps if "calibration" in step.reads]
+        if reading and train is None:
+            raise LeptoError(f"{reading[0]} looks at what activations reach on training data: give --train")
+    else:
+        names = ("fuse",)
+        asked = [n for n in ("search_budget", "latency_budget", "size_budget") if getattr(recipe, n) is not None]
+        if asked and recipe.search_budget != NO_SEARCH and (evaluation is None or train is None):
+            raise LeptoError(
+                f"--{asked[0].replace('_', '-')}: a search needs data to teach students and to judge the result: give "
+                "--train and --eval"
+            )
+        if evaluation is None:
+            notes.append("no evaluation data (--eval): only passes that keep the function are used")
+        elif train is None:
+            names = ("fuse", "quantize-dynamic")
+            notes.append("no training data (--train): static quantization cannot be calibrated and is left out")
+        else:
+            names = ("fuse", "quantize-dynamic|quantize-static")
+    searches = (
+        recipe.passes is None and evaluation is not None and train is not None and recipe.search_budget != NO_SEARCH
+    )
+    if searches and source.task == FEATURE_EXTRACTION:
+        if asked:
+            raise LeptoError(
+                f"--{asked[0].replace('_', '-')}: no search is made for {source.task}: students learn from answers, "
+                "not from vectors. Leave it out"
+            )
+        searches = False
+        notes.append(f"no search: students learn from answers, and {source.task} gives vectors")
+    if recipe.confidence is not None and evaluation is None:
+        raise LeptoError("--confidence asks for a bound on evaluation data: give --eval")
+    budget = (recipe.search_budget or DEFAULT_SEARCH) if searches else recipe.search_budget
+    return Prepared(
+        recipe.model_copy(update={"target": target.name, "task": source.task, "search_budget": budget}),
+        source,
+        train,
+        evaluation,
+        target,
+        # U8S8 products saturate in 16 bits on AVX2, and on AVX-512 without VNNI.
+        target.kind == "cpu" and target.isa in _LEVELS and not _has_vnni(target),
+        names,
+        tuple(notes),
+        searches,
+    )
+
+
+def resolve_target(name: str) -> Target:
+    """The target of that name; ``host`` is the best level of this machine's CPU.
+
+    Raises:
+        LeptoError: It cannot be compiled for here.
+    """
+    machine = this_machine()
+    if name == "host":
+        known = [level for level in machine.isa_levels if level in TARGETS]
+        if not known:
+            raise LeptoError(f"no target is known for this machine's CPU ({machine.cpu}): name one with --target")
+        return TARGETS[known[-1]]
+    target = TARGETS[name]
+    if not target.buildable:
+        raise LeptoError(f"target {name!r} ({target.description}) cannot be built by this release: see lepto doctor")
+    if target.isa not in machine.isa_levels:
+        raise LeptoError(
+            f"target {name!r} cannot be measured here: this CPU ({machine.cpu}) has "
+            f"{', '.join(machine.isa_levels) or 'no known level'}. "
+            "Compile on such a machine, or choose another --target"
+        )
+    return target
+
+
+def check_inputs(samples: Samples | None, source: Source) -> None:
+    """Refuse samples that the model cannot take; None is taken.
+
+    Raises:
+        LeptoError: The samples are text and the model takes tensors, or a tensor is missing or of another kind.
+    """
+    if samples is None:
+        return
+    if isinstance(samples.inputs, tuple):
+        if source.text is None:
+            raise LeptoError(
+                f"{samples.origin} holds text, but {source.description} takes tensors ({', '.join(source.axes)}): "
+                "give a factory that returns (inputs, labels)"
+            )
+        return
+    for name, example in source.example.items():
+        array = samples.inputs.get(name)
+        if array is None:
+            raise LeptoError(f"{samples.origin} lacks the model's input {name!r}; it has {', '.join(samples.inputs)}")
+        axes = source.axes[name]
+        fits = array.ndim == example.ndim and all(
+            i in axes or have == want for i, (have, want) in enumerate(zip(array.shape, example.shape, strict=True))
+        )
+        if array.dtype != example.dtype or not fits:
+            raise LeptoError(
+                f"{samples.origin}: input {name!r} must be {example.dtype} like {list(example.shape)}, "
+                f"got {array.dtype} {list(array.shape)}"
+            )
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Refuse an output folder that exists before the work starts, not after it.
+
+    Raises:
+        LeptoError: It exists and ``force`` is not given, or it is no folder.
+    """
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise LeptoError(f"output {output} is no folder: choose another one")
+    if output.exists() and not force:
+        raise LeptoError(f"output {output} exists: choose another folder, or replace it with --force")
+
+
+def _has_vnni(target: Target) -> bool:
+    return target.isa == "x86-64-v4" and any("vnni" in name for name in this_machine().instruction_sets)
