@@ -129,8 +129,8 @@ def _tensors(values: Any, initializers: set[str]) -> tuple[Tensor, ...]:
 def _probe(
     model: OnnxModel, text: Text | None, threads: int, feeds: Sequence[Feed], batch_invariant: bool
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Real samples and what the packaged model answers; one alone where rows would touch each other in a batch."""
-    rows = list(feeds if batch_invariant else feeds[:1])
+    """Real samples and what the packaged model answers; the longest alone where rows of a batch touch each other."""
+    rows = list(feeds if batch_invariant else feeds[-1:])
     merged: Mapping[str, npt.NDArray[np.generic]]
     if text is not None:
         merged = pad([feed["input_ids"][0].tolist() for feed in rows], text)

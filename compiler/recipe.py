@@ -243,6 +243,8 @@ def _explain(item: Any, origin: str, lines: dict[str, str]) -> str:
     if item["type"] == "missing":
         return f"{where}: {name!r} is missing: give it in the recipe or as --{name.replace('_', '-')}"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] != "value_error":  # pydantic's own messages do not tell the value
+        message = f"{message[0].lower()}{message[1:]}, got {item['input']!r}"
     # A message that names the thing itself ("unknown target 'x'") needs no name before it.
     return f"{where}: {message}" if message.startswith("unknown") or not name else f"{where}: {name}: {message}"
 
@@ -273,7 +275,8 @@ def load_recipe_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if loaded is None:
         raise LeptoError(f"{path} is empty: it needs at least 'model: …' (lepto recipe schema shows all keys)")
     if not isinstance(loaded, CommentedMap):
-        raise LeptoError(f"{path} must hold a mapping of names to values, got {type(loaded).__name__}")
+        what = "a list" if isinstance(loaded, list) else f"only {str(loaded)[:40]!r}"
+        raise LeptoError(f"{path} must hold a mapping of names to values, like 'model: ./my-model', got {what}")
     lines: dict[str, str] = {}
     values: dict[str, Any] = {}
     for key in loaded:

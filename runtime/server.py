@@ -85,6 +85,7 @@ class Server:
         self._failed: dict[str, int] = {}
         self._stop = threading.Event()
         self._up = threading.Event()
+        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self.restarts = 0
@@ -99,7 +100,7 @@ class Server:
         if self._thread is not None:
             raise RuntimeError("this server was started before; make a new one")
         try:
-            self._thread = threading.Thread(target=self._supervise, name="lepto-server")
+            self._thread = threading.Thread(target=self._run, name="lepto-server")
             self._thread.start()
             self._up.wait()
             self._raise_failure()
@@ -112,13 +113,20 @@ class Server:
         """Stop the server and everything it started, and remove what it left. Safe to call at any time."""
         self._stop.set()
         interrupt: KeyboardInterrupt | None = None
-        while self._thread is not None and self._thread.is_alive():
+        while self._is_running():
             try:
-                self._thread.join()
+                self._ended.wait(0.2)
             except KeyboardInterrupt as again:  # an impatient second Ctrl-C must not leave half of it running
                 interrupt = again
         if interrupt is not None:
             raise interrupt
+
+    def _is_running(self) -> bool:
+        """Whether the supervisor's thread has work left.
+
+        Not Thread.join and is_alive: up to Python 3.12 a thread whose join was broken off by Ctrl-C counts as ended.
+        """
+        return not self._ended.is_set() and self._thread in threading.enumerate()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the server has ended.
@@ -129,10 +137,10 @@ class Server:
         Raises:
             LeptoError: It could not be kept running.
         """
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        if self._is_running():
+            self._ended.wait(timeout_s)
         self._raise_failure()
-        return self._thread is None or not self._thread.is_alive()
+        return not self._is_running()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -177,6 +185,12 @@ class Server:
             raise self._failure
 
     # From here on everything runs in the supervisor's thread.
+
+    def _run(self) -> None:
+        try:
+            self._supervise()
+        finally:
+            self._ended.set()
 
     def _supervise(self) -> None:
         try:

@@ -183,18 +183,27 @@ def _check_probe(session: Session) -> list[Check]:
             )
         values = {"max_abs": found["max_abs"], "tolerance_used": found["used"], "rows": rows}
         checks.append(Check(f"probe output {name!r}", found["ok"], detail, values))
-    return [*checks, _check_one_row(session, inputs)]
+    return [*checks, _check_other_batch(session, inputs, stored)]
 
 
-def _check_one_row(session: Session, inputs: dict[str, Any]) -> Check:
+def _check_other_batch(session: Session, inputs: dict[str, Any], stored: dict[str, Any]) -> Check:
+    """Run the probe's first row in a batch of another size: alone, or beside itself, which moves no scale."""
     name = "dynamic batch"
+    count = 1 if len(next(iter(inputs.values()))) > 1 else 2
+    told = "a batch of 1 row" if count == 1 else "a batch of the same row twice"
     try:
-        outputs = session.run({key: array[:1] for key, array in inputs.items()})
+        outputs = session.run({key: np.repeat(array[:1], count, axis=0) for key, array in inputs.items()})
     except ValueError as error:
-        return Check(name, False, f"a batch of 1 row: {error}")
+        return Check(name, False, f"{told}: {error}")
     shapes = {key: list(array.shape) for key, array in outputs.items()}
-    ok = all(shape[0] == 1 for shape in shapes.values())
-    return Check(name, ok, "a batch of 1 row gives " + ", ".join(f"{key} {shape}" for key, shape in shapes.items()))
+    tolerance = session.package.manifest.tolerance
+    ok = all(
+        array.shape == (count, *stored[key].shape[1:])
+        and within(array, np.repeat(stored[key][:1], count, axis=0), tolerance)["ok"]
+        for key, array in outputs.items()
+    )
+    said = f"{told} gives " + ", ".join(f"{key} {shape}" for key, shape in shapes.items())
+    return Check(name, ok, said if ok else f"{said}, other answers than the stored ones")
 
 
 def _check_vectors(embedder: TextEmbedder) -> Check:

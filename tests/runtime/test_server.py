@@ -114,6 +114,30 @@ def served(
     assert foreign_files(root) == set()
 
 
+def test_an_interrupt_while_it_waits_does_not_forget_the_server(tmp_path, monkeypatch):
+    """Python up to 3.12 takes a thread for ended whose join was broken off: the command would leave its server."""
+    ended = []
+
+    def supervise(server):
+        server._up.set()
+        server._stop.wait()
+        time.sleep(0.3)
+        ended.append("cleaned up")
+
+    monkeypatch.setattr(Server, "_supervise", supervise)
+    monkeypatch.setattr(signal, "alarm", signal.alarm)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), Server(tmp_path) as server:  # noqa: PT012  (what comes after counts)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            server.wait(5)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ended == ["cleaned up"]
+    assert server.wait(0)
+
+
 @needs_server
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_answers_are_the_packages_own(
