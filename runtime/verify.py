@@ -183,10 +183,10 @@ def _check_probe(session: Session) -> list[Check]:
             )
         values = {"max_abs": found["max_abs"], "tolerance_used": found["used"], "rows": rows}
         checks.append(Check(f"probe output {name!r}", found["ok"], detail, values))
-    return [*checks, _check_other_batch(session, inputs, stored)]
+    return [*checks, _check_other_batch(session, inputs, outputs)]
 
 
-def _check_other_batch(session: Session, inputs: dict[str, Any], stored: dict[str, Any]) -> Check:
+def _check_other_batch(session: Session, inputs: dict[str, Any], answers: dict[str, Any]) -> Check:
     """Run the probe's first row in a batch of another size: alone, or beside itself, which moves no scale."""
     name = "dynamic batch"
     count = 1 if len(next(iter(inputs.values()))) > 1 else 2
@@ -198,12 +198,12 @@ def _check_other_batch(session: Session, inputs: dict[str, Any], stored: dict[st
     shapes = {key: list(array.shape) for key, array in outputs.items()}
     tolerance = session.package.manifest.tolerance
     ok = all(
-        array.shape == (count, *stored[key].shape[1:])
-        and within(array, np.repeat(stored[key][:1], count, axis=0), tolerance)["ok"]
+        array.shape == (count, *answers[key].shape[1:])
+        and within(array, np.repeat(answers[key][:1], count, axis=0), tolerance)["ok"]
         for key, array in outputs.items()
     )
     said = f"{told} gives " + ", ".join(f"{key} {shape}" for key, shape in shapes.items())
-    return Check(name, ok, said if ok else f"{said}, other answers than the stored ones")
+    return Check(name, ok, said if ok else f"{said}, other answers than in the probe's own batch")
 
 
 def _check_vectors(embedder: TextEmbedder) -> Check:
