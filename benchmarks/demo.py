@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lepto.runtime.repository import Published
 
 STEPS: Final = 5
+PAGE: Final = Path("build/demo/report.html")
 # Left out, the plan would be chosen by measurement: that also calibrates static quantization, for minutes.
 PASSES: Final = ("fuse", "quantize-dynamic")
 MAX_DROP: Final = "2%"
@@ -29,14 +30,15 @@ MAX_DROP: Final = "2%"
 GATE_DROP: Final = "3%"
 
 
-def run(repository: Path, output: Output, *, threads: int = 2, seed: int = 0) -> dict[str, Any]:
-    """Run the demo; whatever happens, only the published model is left behind.
+def run(repository: Path, output: Output, *, threads: int = 2, seed: int = 0, page: Path = PAGE) -> dict[str, Any]:
+    """Run the demo; whatever happens, only the published model and the report are left behind.
 
     Args:
         repository: The model repository to publish into.
         output: Where it tells what it does.
         threads: Of training and of the compiled model.
         seed: Of everything random.
+        page: Where the report is written; one that is there is replaced.
 
     Returns:
         What was measured and answered.
@@ -59,6 +61,7 @@ def run(repository: Path, output: Output, *, threads: int = 2, seed: int = 0) ->
         output.print(f"version {published.version} of {published.name} in {escape(str(repository))}")
         answers = _ask(published, package, repository, output)
         _summarise(package.manifest, output)
+        _report(package, trained.trained.folder, checks, page, work, output)
         output.print(
             f"done in {time.monotonic() - start:.0f} s; serve it again with: "
             f"lepto serve --model-repository {escape(str(repository))}"
@@ -72,6 +75,7 @@ def run(repository: Path, output: Output, *, threads: int = 2, seed: int = 0) ->
             "result": package.manifest.result.model_dump(mode="json"),
             "gate": [check.message for check in checks],
             "answers": answers,
+            "report": str(page),
             "seconds": round(time.monotonic() - start, 1),
         }
 
@@ -171,6 +175,21 @@ def _ask(published: Published, package: Package, repository: Path, output: Outpu
     )
     output.print("server stopped")
     return [{"text": text, "label": one.label, "score": one.score} for text, one in zip(texts, served, strict=True)]
+
+
+def _report(package: Package, model: Path, checks: list[Check], page: Path, work: Path, output: Output) -> None:
+    """One page about the package: its passes, answers, slices, what changed and why, and the gate's verdict."""
+    import json
+
+    from lepto.benchmarks.gate import as_document
+    from lepto.benchmarks.report.command import write_report
+    from lepto.benchmarks.report.measured import Request
+
+    verdict = work / "gate.json"
+    verdict.write_text(json.dumps(as_document(checks), default=str), encoding="utf-8")
+    request = Request(str(intents.data_file("test")), str(model), "text", "label", ("template",), 24)
+    write_report([package.path, verdict], page, request, output)
+    output.print(f"report: {escape(str(page))}")
 
 
 def _summarise(manifest: Manifest, output: Output) -> None:

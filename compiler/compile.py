@@ -19,6 +19,7 @@ from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, PassError
 from lepto.compiler.data import load_samples
 from lepto.compiler.evaluate import Evaluator, Timing, agreement, real_feeds
+from lepto.compiler.evidence import gather
 from lepto.compiler.judged import Judged
 from lepto.compiler.packaging import assemble
 from lepto.compiler.pipeline import Candidate, Pipeline, plan
@@ -166,6 +167,7 @@ def run_prepared(
             batch_invariant=invariant,
             environment={**environment(versions), **({"search": searched.record} if searched is not None else {})},
             probe=real_feeds(evaluator.feeds(), 16),
+            evidence=gather(evaluator, source_logits, candidate.logits, timing, pipeline.faithful, candidate.model),
         )
     return package
 

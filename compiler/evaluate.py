@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,13 @@ class Timing:
         baseline_ms: Median of the baseline.
         candidate_ms: Median of the candidate.
         ratio: Baseline over candidate, with its 95 % interval.
+        seconds: ``[blocks, runs]`` of both; None where they are not kept.
     """
 
     baseline_ms: float
     candidate_ms: float
     ratio: Ratio
+    seconds: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ class Evaluator:
         entry, cached = self.cache.get("speed", key, make)
         seconds = np.load(entry / "seconds.npz")
         a, b = seconds["baseline"], seconds["candidate"]
-        return Timing(float(np.median(a)) * 1e3, float(np.median(b)) * 1e3, ratio_interval(a, b)), cached
+        return Timing(float(np.median(a)) * 1e3, float(np.median(b)) * 1e3, ratio_interval(a, b), (a, b)), cached
 
     def parity(self, parent: OnnxModel, model: OnnxModel, label: str) -> tuple[Parity, bool]:
         """Compare a rewritten graph with the one before, on the shapes of the proof and on real samples."""

@@ -15,6 +15,7 @@ from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import session
 from lepto.compiler.proportions import PairedDifference
 from lepto.compiler.verify import pad
+from lepto.runtime.evidence import Evidence
 from lepto.runtime.manifest import (
     Manifest,
     Metric,
@@ -56,6 +57,7 @@ def assemble(
     batch_invariant: bool,
     environment: dict[str, Any],
     probe: Sequence[Feed],
+    evidence: Evidence | None = None,
 ) -> Package:
     """Write the package; see :class:`lepto.runtime.manifest.Manifest` for what goes in."""
     recipe, source = prepared.recipe, prepared.source
@@ -110,6 +112,7 @@ def assemble(
         labels=source.labels if source.labels and source.task.endswith("classification") else None,
         probe=_probe(model, subject.text, prepared.recipe.threads, probe, batch_invariant),
         card=card(manifest, bound),
+        evidence=evidence,
         force=force,
     )
 

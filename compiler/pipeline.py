@@ -81,6 +81,7 @@ class Pipeline:
         versions: Versions of what makes models, part of every key.
         records: What was done, in order.
         rejected: The candidates over the budget: metric, pass, and why.
+        faithful: The last graph that was proven to compute what the source computes.
     """
 
     source: Source
@@ -92,6 +93,7 @@ class Pipeline:
     versions: dict[str, str]
     records: list[PassRecord] = field(default_factory=list)
     rejected: list[tuple[Metric, str, str]] = field(default_factory=list)
+    faithful: OnnxModel | None = None
 
     def export(self) -> OnnxModel:
         """Export the source and prove it; records the step."""
@@ -109,6 +111,7 @@ class Pipeline:
         key = {"source": self.source.digest, "task": self.source.task, "versions": self.versions}
         entry, cached = self.cache.get("export", key, make)
         model = OnnxModel((entry / "model.onnx").read_bytes())
+        self.faithful = model
         self._record("export", {}, True, json.loads((entry / "notes.json").read_text())[0], model, start, cached)
         return model
 
@@ -161,6 +164,8 @@ class Pipeline:
         cached &= speed_cached
         keep, why = earned(timing, baseline.bytes, model.bytes, step.preserves_function)
         reasons.append(why)
+        if keep and step.preserves_function:
+            self.faithful = model
         self._record(step.name, options, keep, "; ".join(reasons), model, start, cached, metric, timing.candidate_ms)
         return Candidate(model, metric, logits, len(self.records) - 1) if keep else None
 

@@ -7,6 +7,7 @@
 ``README.md``             the model card
 ``tokenizer.json``        only for text: the tokenizer, as written by ``tokenizers``
 ``labels.txt``            only for classification: one label a line, in the order of the scores
+``evidence.npz``          optional: answers and times, sample by sample (:mod:`lepto.runtime.evidence`)
 ========================  =====================================================================
 
 Writing is atomic: a package is there whole or not at all, also when the disk is full or the process is killed.
@@ -28,19 +29,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.evidence import Evidence
 from lepto.runtime.manifest import Manifest, Tensor
 from lepto.runtime.onnxfile import check_single_file
 from lepto.runtime.staging import replace_folder, staged_folder, sync_folder, write_durably
 
-MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD = (
+MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD, EVIDENCE = (
     "manifest.json",
     "model.onnx",
     "tokenizer.json",
     "labels.txt",
     "probe.npz",
     "README.md",
+    "evidence.npz",
 )
-ALLOWED_FILES = frozenset({MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD})
+ALLOWED_FILES = frozenset({MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD, EVIDENCE})
 """Nothing else may be in a package: a server executes some names (``*.so``, ``model.py``) that it finds in a model."""
 
 _MAX_MANIFEST_BYTES = 64 * 2**20
@@ -78,16 +81,26 @@ class Package:
         Raises:
             LeptoError: ``probe.npz`` is broken or does not fit the manifest.
         """
-        try:
-            with np.load(self.path / PROBE, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
-            raise LeptoError(f"{self.path / PROBE} is broken: {error}; compile the package again") from error
+        arrays = _arrays(self.path / PROBE)
         try:
             check_probe(arrays, self.manifest)
         except ValueError as error:
             raise LeptoError(f"{self.path / PROBE} does not fit the manifest: {error}") from error
         return _part(arrays, "input/"), _part(arrays, "output/")
+
+    def evidence(self) -> Evidence | None:
+        """What was measured sample by sample; None if the package was written without it.
+
+        Raises:
+            LeptoError: ``evidence.npz`` is broken.
+        """
+        if EVIDENCE not in self.manifest.files:
+            return None
+        arrays = _arrays(self.path / EVIDENCE)
+        try:
+            return Evidence.from_arrays(arrays)
+        except ValueError as error:
+            raise LeptoError(f"{self.path / EVIDENCE} is broken: {error}; compile the package again") from error
 
 
 def open_package(path: str | Path, *, check_digests: bool = True) -> Package:
@@ -135,6 +148,7 @@ def write_package(
     labels: Sequence[str] | None,
     probe: Mapping[str, NDArray[Any]],
     card: str,
+    evidence: Evidence | None = None,
     force: bool = False,
 ) -> Package:
     """Write a package, whole or not at all.
@@ -147,6 +161,7 @@ def write_package(
         labels: The labels in the order of the scores; needed for text classification.
         probe: Arrays ``input/<name>`` and ``output/<name>``, as many rows as you like (one at least).
         card: The text of ``README.md``.
+        evidence: What was measured sample by sample, if it is to be kept.
         force: Replace a package that is there. It is only let go when the new one is complete.
 
     Raises:
@@ -156,6 +171,8 @@ def write_package(
     """
     folder = Path(folder)
     content = _contents(manifest, model, tokenizer, labels, probe, card)
+    if evidence is not None:
+        content[EVIDENCE] = evidence.to_bytes()
     _check_destination(folder, force=force)
     with staged_folder(folder) as stage:
         for name, data in content.items():
@@ -299,6 +316,14 @@ def write_probe(path: Path, probe: Mapping[str, NDArray[Any]]) -> None:
     buffer = io.BytesIO()  # a zip file that meets a full disk complains again when it is collected
     np.savez_compressed(buffer, **arrays)
     write_durably(path, buffer.getvalue())
+
+
+def _arrays(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
+        raise LeptoError(f"{path} is broken: {error}; compile the package again") from error
 
 
 def _check_names(path: Path) -> set[str]:

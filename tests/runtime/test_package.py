@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from lepto.runtime import LeptoError, open_package, write_package
-from lepto.runtime.package import ALLOWED_FILES
+from lepto.runtime.package import ALLOWED_FILES, EVIDENCE
+
+NEEDED = ALLOWED_FILES - {EVIDENCE}
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -28,7 +30,7 @@ def test_written_package_opens_with_everything(text_parts, tmp_path):
     assert again.model_path.read_bytes() == parts["model"]
     assert again.tokenizer_path is not None
     assert again.tokenizer_path.read_text() == parts["tokenizer"]
-    assert {entry.name for entry in package.path.iterdir()} == ALLOWED_FILES
+    assert {entry.name for entry in package.path.iterdir()} == NEEDED
     inputs, outputs = again.probe()
     for name, array in (inputs | outputs).items():
         np.testing.assert_array_equal(array, parts["probe"][f"{'input' if name in inputs else 'output'}/{name}"])
@@ -105,14 +107,14 @@ def test_unknown_key_is_named(tiny_text_package, edit_manifest):
         open_package(tiny_text_package)
 
 
-@pytest.mark.parametrize("name", sorted(ALLOWED_FILES - {"manifest.json"}))
+@pytest.mark.parametrize("name", sorted(NEEDED - {"manifest.json"}))
 def test_missing_file_is_named(tiny_text_package, name):
     (tiny_text_package / name).unlink()
     with pytest.raises(LeptoError, match=f"incomplete: {name} missing"):
         open_package(tiny_text_package)
 
 
-@pytest.mark.parametrize("name", sorted(ALLOWED_FILES - {"manifest.json"}))
+@pytest.mark.parametrize("name", sorted(NEEDED - {"manifest.json"}))
 def test_changed_file_is_named(tiny_text_package, name):
     path = tiny_text_package / name
     path.write_bytes(path.read_bytes() + b"\n")
@@ -133,7 +135,7 @@ def test_file_that_the_manifest_does_not_list_is_refused(tiny_tensor_package):
         open_package(tiny_tensor_package)
 
 
-@pytest.mark.parametrize("name", sorted(ALLOWED_FILES))
+@pytest.mark.parametrize("name", sorted(NEEDED))
 def test_symbolic_link_is_refused(tiny_text_package, tmp_path, name):
     path = tiny_text_package / name
     shutil.move(path, tmp_path / name)

@@ -1,0 +1,1 @@
+"""``lepto report``: what is known about a package, as one page that works offline."""
