@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lepto.compiler.statistics import wilson_interval
+from lepto.compiler.proportions import wilson_interval
 
 BINS: Final = 15
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepto.benchmarks.calibration import Reliability, reliability
-from lepto.compiler.statistics import wilson_interval
+from lepto.compiler.proportions import wilson_interval
 from lepto.runtime.evidence import Answers
 
 Ints = npt.NDArray[np.int64]
