@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from lepto.runtime import cli
+from lepto.runtime import cli, entry
 from lepto.runtime.discovery import CommandEntry, find_commands
 
 MODULE = '''
@@ -326,3 +326,17 @@ def test_help_imports_nothing_heavy():
         """
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback(monkeypatch, capsys):
+    class Interrupts:
+        def find_spec(self, name, path=None, target=None):
+            if name == "lepto.runtime.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "lepto.runtime.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupts(), *sys.meta_path])
+    with pytest.raises(SystemExit) as caught:
+        entry.main()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
