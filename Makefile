@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint wheel bench bench-search bench-ablation bench-peers clean
+.PHONY: help install demo test lint wheel bench bench-search bench-ablation bench-peers prove-gate clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ bench-ablation: install  ## what each pass of a search bought, measured; the res
 
 bench-peers: install  ## other tools on the same model, side by side (PACKAGES="out/a out/b" adds packages)
 	$(BIN)/python -m lepto.benchmarks.peers $(foreach package,$(PACKAGES),--package $(package))
+
+prove-gate: install  ## how often the gate is wrong: A/A and injected regressions; about 20 minutes; the result is stored
+	$(BIN)/python -m lepto.benchmarks.proof
 
 clean:  ## remove what was built, but no model repository
 	rm -rf $(VENV) build dist *.egg-info

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +16,23 @@ from lepto.benchmarks.workloads.commands import workload
 from lepto.runtime.errors import LeptoError
 
 if TYPE_CHECKING:
-    from lepto.benchmarks.gate import Limit, Plan
+    from lepto.benchmarks.checks.registry import Setting
     from lepto.benchmarks.scenarios import Feed, Latency, Subject
     from lepto.compiler.data import Samples
     from lepto.runtime.console import Output
 
 __all__ = ["bench", "gate", "workload"]
 
-CHECKS = ("accuracy", "latency", "bytes")  # in this order
+
+class Format(StrEnum):
+    """How a gate's result is written."""
+
+    text = "text"
+    json = "json"
+    junit = "junit"
+    markdown = "markdown"
+    github = "github"
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout; the rest goes to stderr.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Intra-op threads; by default the first package's.")]
@@ -120,67 +132,145 @@ def bench(
 
 
 def gate(
-    baseline: Annotated[Path, typer.Argument(help="The package in production.")],
-    candidate: Annotated[Path, typer.Argument(help="The package that is to replace it.")],
+    baseline: Annotated[str, typer.Argument(help="What is in production: a package, DIR/MODEL/VERSION, or a result.")],
+    candidate: Annotated[str, typer.Argument(help="What is to replace it; the same kinds.")],
+    config: Annotated[
+        Path | None, typer.Option(metavar="GATE.YAML", help="What is judged, with limits; options here come first.")
+    ] = None,
     evaluation: Evaluation = None,
-    text_column: TextColumn = "text",
-    label_column: LabelColumn = "label",
-    checks: Annotated[str, typer.Option(help=f"What is judged, of {', '.join(CHECKS)}.")] = ",".join(CHECKS),
-    max_slowdown: Annotated[str, typer.Option(help="How much p50 and p90 may rise, such as 5%.")] = "5%",
+    text_column: Annotated[str | None, typer.Option(help="Column of the text in the --eval data.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label in the --eval data.")] = None,
+    checks: Annotated[str | None, typer.Option(help="What is judged: names with commas; see below.")] = None,
+    max_slowdown: Annotated[str | None, typer.Option(help="How much p50 and p90 may rise, such as 3%.")] = None,
     max_drop: Annotated[
-        str, typer.Option(help="How much accuracy may fall: 1% of the baseline's, or 0.01 absolute.")
-    ] = "1%",
-    max_growth: Annotated[str, typer.Option(help="How much model.onnx may grow: 5%, or a number of bytes.")] = "5%",
+        str | None, typer.Option(help="How much accuracy may fall: 1% of the baseline's, or 0.5 points.")
+    ] = None,
+    max_growth: Annotated[str | None, typer.Option(help="How much model.onnx may grow: 5%, or 2 MB.")] = None,
     looks: Annotated[
-        str, typer.Option(metavar="PAIRS", help="After how many pairs of blocks latency is judged.")
-    ] = "12,24,48",
+        str | None, typer.Option(metavar="PAIRS", help="After how many pairs of blocks times are judged.")
+    ] = None,
+    wait: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="How long to wait for a quieter machine.")
+    ] = None,
     threads: Threads = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of all random orders.")] = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="What stdout gets; people's output then goes to stderr.")
+    ] = Format.text,
+    destination: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the --format there instead.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a candidate against a baseline: accuracy, latency and size, in one run on one machine.
+    """Judge a candidate against a baseline, in one run on one machine.
 
     Exits with 0 if every check passes, 1 on a regression, 2 on wrong usage or broken input, 3 if the data do not tell.
     Nothing passes by being left out: without --eval the accuracy is not checked and the gate is inconclusive, unless
-    --checks latency,bytes says that it is not wanted. Latency is measured in randomised interleaved pairs on the same
-    inputs and judged at declared looks; too few samples for the accuracy's limit never pass.
+    --checks or the gate file says that it is not wanted. Times are measured in randomised interleaved pairs on the same
+    inputs, each side in its own process, and judged at declared looks; too few samples for a limit never pass.
+
+    Checks: accuracy, worst-slice, flip-rate, kl, calibration, fairness, explanations, latency, throughput, load-time,
+    memory, bytes.
 
     Example:
         lepto gate out/production out/candidate --eval test.csv --label-column category
-        lepto gate out/production out/candidate --checks latency,bytes --max-slowdown 3%
+        lepto gate model_repository/intents/3 out/candidate --config gate.yaml --format markdown
     """
-    from lepto.benchmarks import scenarios
-    from lepto.benchmarks.comparison import compare, feeds_for, print_checks, read_samples
-    from lepto.benchmarks.gate import Verdict, as_document, overall
+    from lepto.benchmarks.formats import markdown, render
+    from lepto.benchmarks.gate import Verdict, print_checks, run_gate
+    from lepto.benchmarks.gate_config import GateConfig, read_config
     from lepto.runtime.console import Output
-    from lepto.runtime.measure import machine_load
 
-    wanted = _wanted(checks)
-    plan = _plan(looks)
-    limits = _limits(accuracy=max_drop, latency=max_slowdown, bytes=max_growth)
-    output = Output(as_json=as_json)
-    subjects = scenarios.load([baseline, candidate], threads)
-    scenarios.check_comparable(subjects[0].package, subjects[1].package)
-    load = machine_load()
-    settings = {
-        "baseline": baseline,
-        "candidate": candidate,
-        "checks": ", ".join(f"{name} (limit {limits[name]})" for name in wanted),
-        "eval": evaluation,
-        "looks": f"after {', '.join(map(str, plan.looks))} pairs; alpha {plan.alpha:g}, beta {plan.beta:g}",
-        "threads": subjects[0].session.threads,
-        "seed": seed,
-        "load": "unknown" if load.average_1min is None else f"{load.average_1min:.2f} on {load.cpus} CPUs",
+    how = Format.json if as_json else format_
+    output = Output(as_json=how is not Format.text and destination is None)
+    base = read_config(config) if config is not None else GateConfig()
+    given = {
+        "eval": evaluation, "text_column": text_column, "label_column": label_column, "threads": threads,
+        "seed": seed, "wait_s": wait, "looks": None if looks is None else tuple(_numbers("--looks", looks)),
+        "checks": _checks(base.checks, checks, max_slowdown, max_drop, max_growth),
+    }  # fmt: skip
+    chosen = base.model_copy(update={key: value for key, value in given.items() if value is not None})
+    try:
+        plan = chosen.plan()
+    except ValueError as error:
+        raise LeptoError(f"--looks {','.join(map(str, chosen.looks))}: {error}") from None
+    limits = {
+        name: ", ".join(f"{key} {limit}" for key, limit in one.limits.items()) for name, one in chosen.checks.items()
     }
-    output.settings("gate", settings)
-    samples = read_samples(subjects[0], evaluation, text_column, label_column)
-    found = compare(output, subjects, feeds_for(subjects, samples), samples, wanted, limits, plan, seed)
-    verdict = overall(found)
-    print_checks(output, found)
-    output.result({"baseline": str(baseline), "candidate": str(candidate), "seed": seed, **as_document(found)})
-    if verdict is not Verdict.PASS:
-        bad = [check.message for check in found if check.verdict is verdict]
-        raise LeptoError(f"{verdict.value}: {'; '.join(bad)}", exit_code=verdict.exit_code)
+    output.settings(
+        "gate",
+        {
+            "baseline": baseline,
+            "candidate": candidate,
+            "checks": "; ".join(f"{name}: {limit}" for name, limit in limits.items()),
+            "eval": chosen.eval,
+            "looks": f"after {', '.join(map(str, plan.looks))} pairs; alpha {plan.alpha:g}, beta {plan.beta:g}",
+            "threads": chosen.threads or "(the baseline's)",
+            "seed": chosen.seed,
+        },
+    )
+    result = run_gate(baseline, candidate, chosen, output)
+    print_checks(output, result)
+    if how is not Format.text:
+        text = render(result, how)
+        if destination is not None:
+            write_file(destination, text)
+        else:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if how is Format.github and summary:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(markdown(result))
+    if result.verdict is not Verdict.PASS:
+        bad = [check.message for check in result.checks if check.verdict is result.verdict]
+        raise LeptoError(f"{result.verdict.value}: {'; '.join(bad)}", exit_code=result.verdict.exit_code)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a result.
+
+    Raises:
+        LeptoError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LeptoError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _checks(
+    base: dict[str, Setting], names: str | None, slowdown: str | None, drop: str | None, growth: str | None
+) -> dict[str, Setting]:
+    from lepto.benchmarks.gate_config import setting
+
+    found = dict(base)
+    if names is not None:
+        wanted = [part.strip() for part in names.split(",") if part.strip()]
+        if not wanted:
+            raise LeptoError(f"--checks must name a check, got {names!r}: see `lepto gate --help`")
+        try:
+            found = {name: base.get(name) or setting(name, None) for name in wanted}
+        except KeyError as error:
+            raise LeptoError(f"--checks: {error.args[0]}") from None
+    options = {
+        "--max-slowdown": ("latency", slowdown),
+        "--max-drop": ("accuracy", drop),
+        "--max-growth": ("bytes", growth),
+    }
+    for option, (name, text) in options.items():
+        if text is None:
+            continue
+        try:
+            made = setting(name, text)
+        except ValueError as error:
+            raise LeptoError(f"{option}: {error}") from None
+        if name in found:
+            found[name] = made
+        elif names is not None:
+            raise LeptoError(f"{option} is given, but --checks leaves {name} out")
+    return found
 
 
 def _right(output: Output, subject: Subject, feeds: Sequence[Feed], samples: Samples | None) -> Any:
@@ -198,44 +288,8 @@ def _row(subject: Subject, latency: Latency) -> list[str]:
     return [subject.name, *times, f"{latency.throughput:,.0f}", f"{subject.bytes / 1e6:.2f}", f"{subject.load_ms:.0f}"]
 
 
-def _wanted(text: str) -> list[str]:
-    wanted = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [name for name in wanted if name not in CHECKS]
-    if unknown or not wanted:
-        raise LeptoError(f"--checks must name some of {', '.join(CHECKS)}, got {text!r}")
-    return [name for name in CHECKS if name in wanted]
-
-
 def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise LeptoError(f"{option} must be whole numbers with commas, such as 8,16,64, got {text!r}") from None
-
-
-def _plan(looks: str) -> Plan:
-    from lepto.benchmarks.gate import Plan
-
-    try:
-        return Plan(looks=tuple(_numbers("--looks", looks)))
-    except ValueError as error:
-        raise LeptoError(f"--looks {looks}: {error}") from None
-
-
-def _limits(**texts: str) -> dict[str, Limit]:
-    from lepto.benchmarks.gate import Limit
-
-    limits = {}
-    options = {"accuracy": "--max-drop", "latency": "--max-slowdown", "bytes": "--max-growth"}
-    for name, text in texts.items():
-        try:
-            limits[name] = Limit.parse(text)
-        except ValueError as error:
-            raise LeptoError(f"{options[name]}: {error}") from None
-    if not limits["latency"].relative:
-        raise LeptoError(
-            f"--max-slowdown must be a share such as 5%, got {texts['latency']!r}: times are judged in pairs"
-        )
-    if limits["accuracy"].value >= 1:
-        raise LeptoError(f"--max-drop must be below 1 (100%), got {texts['accuracy']!r}: did you leave out a %?")
-    return limits

@@ -113,23 +113,20 @@ def _compile(model: Path, work: Path, output: Output, threads: int, seed: int) -
     return original, compile_model(light, work / "package", console=output)
 
 
-def _gate(original: Package, package: Package, output: Output, seed: int) -> list[Check]:
-    from lepto.benchmarks import scenarios
-    from lepto.benchmarks.comparison import compare, feeds_for, print_checks, read_samples
-    from lepto.benchmarks.gate import Limit, Plan, Verdict, overall
+def _gate(original: Package, package: Package, output: Output, seed: int) -> tuple[Check, ...]:
+    from lepto.benchmarks.gate import Verdict, print_checks, run_gate
+    from lepto.benchmarks.gate_config import GateConfig, setting
 
     _step(output, 3, "gate: the package against the plain export")
-    subjects = scenarios.load([original.path, package.path], None)
-    scenarios.check_comparable(original, package)
-    samples = read_samples(subjects[0], str(intents.data_file("test")))
-    limits = {"accuracy": Limit.parse(GATE_DROP), "latency": Limit.parse("5%"), "bytes": Limit.parse("5%")}
-    checks = compare(output, subjects, feeds_for(subjects, samples), samples, limits, limits, Plan(), seed)
-    print_checks(output, checks)
-    verdict = overall(checks)
-    if verdict is not Verdict.PASS:
-        said = f"the gate says {verdict.value}: nothing was published. {advice(checks)}"
-        raise LeptoError(said, exit_code=verdict.exit_code)
-    return checks
+    limits = {"accuracy": GATE_DROP, "latency": "5%", "bytes": "5%"}
+    checks = {name: setting(name, limit) for name, limit in limits.items()}
+    config = GateConfig(eval=str(intents.data_file("test")), seed=seed, checks=checks)
+    result = run_gate(original.path, package.path, config, output)
+    print_checks(output, result)
+    if result.verdict is not Verdict.PASS:
+        said = f"the gate says {result.verdict.value}: nothing was published. {advice(result.checks)}"
+        raise LeptoError(said, exit_code=result.verdict.exit_code)
+    return result.checks
 
 
 def advice(checks: Sequence[Check]) -> str:
@@ -177,7 +174,7 @@ def _ask(published: Published, package: Package, repository: Path, output: Outpu
     return [{"text": text, "label": one.label, "score": one.score} for text, one in zip(texts, served, strict=True)]
 
 
-def _report(package: Package, model: Path, checks: list[Check], page: Path, work: Path, output: Output) -> None:
+def _report(package: Package, model: Path, checks: Sequence[Check], page: Path, work: Path, output: Output) -> None:
     """One page about the package: its passes, answers, slices, what changed and why, and the gate's verdict."""
     import json
 

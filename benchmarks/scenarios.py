@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -195,25 +195,56 @@ def feeds_from_samples(package: Package, samples: Samples) -> list[Feed]:
     return [{name: array[row : row + 1] for name, array in samples.inputs.items()} for row in range(len(samples))]
 
 
+def scores_output(session: Session) -> str:
+    """The output whose largest value is the answer.
+
+    Raises:
+        LeptoError: The package does not classify.
+    """
+    outputs = {tensor.name: tensor for tensor in session.outputs}
+    name = "logits" if "logits" in outputs else next(iter(outputs))
+    if ("logits" not in outputs and len(outputs) > 1) or len(outputs[name].shape) != 2:
+        raise LeptoError(
+            f"accuracy needs one output [batch, classes] or one named 'logits': {session.package.path} gives "
+            f"{_tensors(session.outputs)}; judge it with --checks latency,bytes"
+        )
+    return name
+
+
 def predict(subject: Subject, feeds: Sequence[Feed], progress: Progress | None = None) -> npt.NDArray[np.int64]:
     """[N] predicted classes, every sample run by itself.
 
     Raises:
         LeptoError: The package does not classify.
     """
-    outputs = {tensor.name: tensor for tensor in subject.session.outputs}
-    name = "logits" if "logits" in outputs else next(iter(outputs))
-    if ("logits" not in outputs and len(outputs) > 1) or len(outputs[name].shape) != 2:
-        raise LeptoError(
-            f"accuracy needs one output [batch, classes] or one named 'logits': {subject.package.path} gives "
-            f"{_tensors(subject.session.outputs)}; judge it with --checks latency,bytes"
-        )
+    name = scores_output(subject.session)
     classes = np.empty(len(feeds), dtype=np.int64)
     for i, feed in enumerate(feeds):
         classes[i] = int(subject.session.run(feed)[name][0].argmax())
         if progress is not None:
             progress(i + 1, len(feeds))
     return classes
+
+
+def batches(package: Package, feeds: Sequence[Mapping[str, npt.NDArray[Any]]], rows: int) -> list[Feed]:
+    """Inputs of batch 1 put together to batches of ``rows``, padded to the longest; repeated if there are too few."""
+    preprocessing = package.manifest.preprocessing
+    padding = {} if preprocessing is None else {
+        "input_ids": preprocessing.pad_id, "token_type_ids": preprocessing.pad_type_id
+    }  # fmt: skip
+    count = max(1, min(32, len(feeds) // rows))
+    found = []
+    for start in range(count):
+        part = [feeds[(start * rows + i) % len(feeds)] for i in range(rows)]
+        batch: dict[str, Any] = {}
+        for name in part[0]:
+            shape = np.max([feed[name].shape for feed in part], axis=0)
+            whole = np.full((rows, *shape[1:]), padding.get(name, 0), part[0][name].dtype)
+            for row, feed in enumerate(part):
+                whole[(row, *(slice(size) for size in feed[name].shape[1:]))] = feed[name][0]
+            batch[name] = whole
+        found.append(batch)
+    return found
 
 
 def per_block(subjects: Sequence[Subject], feeds: Sequence[Sequence[Feed]]) -> int:

@@ -144,6 +144,25 @@ def load_samples(
     return Samples(tuple(texts), np.array(indices, dtype=dtype), reference)
 
 
+def read_column(reference: str, column: str, *, split: str) -> list[Any]:
+    """The values of one more column of the same data, in the order of :func:`load_samples`.
+
+    Raises:
+        LeptoError: There is no such column.
+    """
+    path = Path(reference)
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".conll") or path.exists():
+        rows = list(_file_rows(path, (column, column)))
+    elif ":" in reference and _is_module(reference):
+        rows = list(_factory_rows(reference, call_factory(reference, "data")))
+    else:
+        rows = list(_dataset_rows(reference, split))
+    for where, row in rows:
+        if column not in row:
+            _no_column(reference, where, column, row)
+    return [row[column] for _, row in rows]
+
+
 class _Labels:
     """From a cell of the label column to the index of the model's output."""
 

@@ -41,8 +41,9 @@ def make_package() -> MakePackage:
         padding: int = 0,
         labels: Sequence[str] = LABELS,
         name: str = "t",
+        nan: bool = False,
     ) -> Path:
-        data = _model(work, swap, padding)
+        data = _model(work, swap, padding, nan)
         inputs = {
             "input_ids": np.array([[2, 4, 3], [2, 5, 3]], np.int64),
             "attention_mask": np.ones((2, 3), np.int64),
@@ -91,9 +92,11 @@ def _tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
-def _model(work: int, swap: bool, padding: int) -> bytes:
+def _model(work: int, swap: bool, padding: int, nan: bool = False) -> bytes:
     table = np.zeros((len(VOCABULARY), 3), np.float32)
     table[4:7] = 5 * np.eye(3, dtype=np.float32)[[1, 0, 2] if swap else [0, 1, 2]]
+    if nan:  # only for one word, which the probe does not have
+        table[6] = np.nan
     weights: dict[str, Any] = {
         "table": table,
         "axis_1": np.array([1], np.int64),

@@ -24,7 +24,14 @@ def lepto(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
     return run
 
 
-LATENCY = ("--checks", "latency,bytes", "--max-slowdown", "300%")  # tiny models on a busy machine are noisy
+LATENCY = (
+    "--checks",
+    "latency,bytes",
+    "--max-slowdown",
+    "300%",
+    "--wait",
+    "0",
+)  # tiny models on a busy machine are noisy
 
 
 class TestGate:
@@ -32,7 +39,7 @@ class TestGate:
         self, lepto: Any, make_package: MakePackage, tmp_path: Path, evaluation: Path
     ) -> None:
         one, two = make_package(tmp_path / "one"), make_package(tmp_path / "two")
-        code, out, err = lepto("gate", one, two, "--eval", evaluation, "--max-slowdown", "300%", "--json")
+        code, out, err = lepto("gate", one, two, "--eval", evaluation, "--max-slowdown", "300%", "--wait", 0, "--json")
         document = json.loads(out)
         assert code == 0, err
         assert document["verdict"] == "pass"
@@ -40,9 +47,66 @@ class TestGate:
         assert document["checks"][0]["n"] == 600
         assert "gate: pass" in err
 
+    def test_more_checks_and_formats(
+        self, lepto: Any, make_package: MakePackage, tmp_path: Path, evaluation: Path
+    ) -> None:
+        one, two = make_package(tmp_path / "one"), make_package(tmp_path / "two")
+        config = tmp_path / "gate.yaml"
+        config.write_text(
+            f"eval: {evaluation}\nwait_s: 0\nlooks: [12]\nchecks:\n  accuracy: {{limit: 1%, rule: mlperf}}\n"
+            "  worst-slice: {limit: 5 points, by: [label, length]}\n  flip-rate: 2 points\n  kl: 0.05 nats\n"
+            "  calibration: 2 points\n  throughput: 300%\n  load-time: 300%\n  memory: 300%\n  bytes: 5%\n"
+        )
+        code, out, err = lepto("gate", one, two, "--config", config, "--format", "markdown")
+        assert code == 0, err
+        assert out.startswith("### ✅ Gate: pass")
+        for name in ("worst_slice", "flip_rate", "kl", "ece", "throughput", "load_ms", "memory_mb"):
+            assert f"| ✅ | {name} |" in out
+        target = tmp_path / "ci" / "gate.xml"
+        swapped = make_package(tmp_path / "swapped", swap=True)
+        code, out, err = lepto(
+            "gate", one, swapped, "--config", config, "--checks", "accuracy,worst-slice,flip-rate,kl,calibration",
+            "--format", "junit", "-o", target,
+        )  # fmt: skip
+        assert code == 1
+        assert 'failures="5"' in target.read_text()
+
+    def test_a_published_version_against_a_package(
+        self, lepto: Any, make_package: MakePackage, tmp_path: Path, evaluation: Path
+    ) -> None:
+        one, two = make_package(tmp_path / "one"), make_package(tmp_path / "two", swap=True)
+        repository = tmp_path / "repository"
+        assert lepto("publish", one, "--model-repository", repository)[0] == 0
+        options = ("--eval", evaluation, "--checks", "accuracy,bytes,flip-rate")
+        assert lepto("gate", repository / "t" / "1", one, *options)[0] == 0
+        assert lepto("gate", repository / "t", two, *options)[0] == 1
+        code, _, err = lepto("gate", repository / "t" / "9", one, *options)
+        assert code == 2
+        assert "'t' has no version 9" in err
+        assert lepto("gate", repository / "t" / "1", one, "--checks", "latency", "--max-slowdown", "300%")[0] == 0
+
+    def test_a_candidate_that_answers_nan(
+        self, lepto: Any, make_package: MakePackage, tmp_path: Path, evaluation: Path
+    ) -> None:
+        one, two = make_package(tmp_path / "one"), make_package(tmp_path / "two", nan=True)
+        code, _, err = lepto("gate", one, two, "--eval", evaluation, "--checks", "accuracy,bytes")
+        assert code == 1
+        assert "answers NaN or infinity for sample 2" in err
+        code, _, err = lepto("gate", two, one, "--eval", evaluation, "--checks", "accuracy")
+        assert code == 2
+        assert "the baseline" in err
+
+    def test_data_that_changed(self, lepto: Any, make_package: MakePackage, tmp_path: Path, evaluation: Path) -> None:
+        one = make_package(tmp_path / "one")
+        config = tmp_path / "gate.yaml"
+        config.write_text(f"eval: {evaluation}\ndigest: '{'0' * 64}'\nchecks:\n  accuracy: 1%\n")
+        code, _, err = lepto("gate", one, one, "--config", config)
+        assert code == 2
+        assert "eval.csv has changed" in err
+
     def test_slower_is_a_regression(self, lepto: Any, make_package: MakePackage, tmp_path: Path) -> None:
         one, two = make_package(tmp_path / "one"), make_package(tmp_path / "two", work=40)
-        code, out, err = lepto("gate", one, two, "--checks", "latency")
+        code, out, err = lepto("gate", one, two, "--checks", "latency", "--wait", 0)
         assert code == 1
         assert "p50_ms rose" in out
         assert err.startswith("error: regression: p50_ms rose")
@@ -89,11 +153,15 @@ class TestGate:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--checks", "speed"], "--checks must name some of accuracy, latency, bytes"),
-            (["--checks", ""], "--checks must name some of"),
-            (["--max-slowdown", "0.05"], "--max-slowdown must be a share"),
+            (["--checks", "latancy"], "--checks: unknown check 'latancy': did you mean 'latency'?"),
+            (["--checks", ""], "--checks must name a check"),
+            (["--max-slowdown", "0.05"], "--max-slowdown: the limit '0.05' has no unit"),
+            (["--max-slowdown", "5 ms"], "does not fit here"),
             (["--max-drop", "five"], "--max-drop: a limit must be"),
-            (["--max-drop", "1"], "did you leave out a %?"),
+            (["--max-drop", "1"], "has no unit"),
+            (["--max-drop", "100%"], "below 100%"),
+            (["--checks", "bytes", "--max-drop", "1%"], "--checks leaves accuracy out"),
+            (["--config", "nowhere.yaml"], "cannot read the gate file"),
             (["--looks", "3,5"], "the first look must have at least"),
             (["--looks", "12,x"], "--looks must be whole numbers"),
             (["--eval", "nowhere.csv"], "nowhere.csv does not exist"),

@@ -1,0 +1,1 @@
+"""The proof of the gate: how often it is wrong, measured."""
