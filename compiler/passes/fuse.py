@@ -91,9 +91,9 @@ class Fuse:
         g.finish(graph)
         result = OnnxModel.from_ir(graph)
         after = result.operators()
-        for operators, count in wanted.items():
-            made = sum(after[op] - before[op] for op in operators)
-            context.expect(made == count, f"{' + '.join(operators)}: {count} were fused, {made} stand in the graph")
+        for made_of, count in wanted.items():
+            made = sum(after[op] - before[op] for op in made_of)
+            context.expect(made == count, f"{' + '.join(made_of)}: {count} were fused, {made} stand in the graph")
         if self.attention and context.layers:
             made = after["Attention"] + absorbed
             context.expect(
