@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.staging import replace_folder, staged_folder
 
 if TYPE_CHECKING:
     import torch
@@ -284,9 +285,11 @@ def fine_tune(
     final = accelerator.unwrap_model(model)
     assert best_state is not None  # epochs >= 1, and accuracy >= 0 beats the start
     final.load_state_dict(best_state)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        final.save_pretrained(folder)
     tokenizer.model_max_length = min(int(tokenizer.model_max_length), 512)
-    tokenizer.save_pretrained(folder)
+    with staged_folder(folder) as stage, _quiet():
+        final.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
+        if folder.exists():  # it was there, and empty
+            folder.rmdir()
+        replace_folder(stage, folder, force=False)
     return Trained(folder=folder, dev_accuracy=best, epoch=best_epoch, losses=tuple(losses))

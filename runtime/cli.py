@@ -250,6 +250,8 @@ def _explain(error: BaseException) -> tuple[int, str]:  # one row for each kind 
         return BROKEN_PIPE, ""
     if isinstance(error, OSError):
         return _USAGE, f"error: {describe_os_error(error)}"
+    if is_full_disk(error):
+        return _USAGE, "error: no space left on device; free some and run again"
     if isinstance(error, ValueError | TypeError):
         return _USAGE, f"error: {error if str(error) else type(error).__name__}"
     if isinstance(error, MemoryError):

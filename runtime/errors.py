@@ -22,6 +22,8 @@ class LeptoError(Exception):
 
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether an operating system's error says that there is no room left, or none for this user or this file."""
+    if re.search(rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\)", str(error)):
+        return True  # how Rust's libraries say it (safetensors, tokenizers), in exceptions of their own
     return isinstance(error, OSError) and (
         error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         # numpy's way to say it; it loses the number.

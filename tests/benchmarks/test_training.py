@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import itertools
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lepto.benchmarks.training import Examples, Schedule, Trained, _batches, _collate, fine_tune
-from lepto.runtime.errors import LeptoError
+from lepto.runtime.errors import LeptoError, is_full_disk
 
 WORDS = ("order", "refund", "person", "please", "my", "want", "a", "the")
 LABELS = ("order", "person", "refund")
@@ -142,3 +146,26 @@ def test_examples_refuse() -> None:
         Examples(["a"], [])
     with pytest.raises(ValueError, match="no example"):
         Examples([], [])
+
+
+def test_a_disk_that_is_full_leaves_no_half_a_model(encoder: Path, tmp_path: Path) -> None:
+    data = Examples(("my order", "a refund", "the person"), LABELS)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(Exception, match="os error|File too large") as caught:  # safetensors raises its own
+            fine_tune(encoder, data, data, tmp_path / "out" / "model", Schedule(epochs=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_full_disk(caught.value)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_torch_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "LEPTO_CACHE": str(tmp_path / "cache")}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    code = "import lepto.benchmarks.training, torch._inductor.codecache as c; c.cache_dir()"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert [*(tmp_path / "tmp").iterdir()] == []
+    assert (tmp_path / "cache").is_dir()

@@ -46,6 +46,8 @@ def fail(how: Annotated[str, typer.Argument(help="How, one of [lepto|value].")] 
         open("/no/such/file")
     if how == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/model.onnx")
+    if how == "full in rust":
+        raise Exception("Error while serializing: I/O error: No space left on device (os error 28)")
     if how == "internal":
         raise KeyError("impossible")
     if how == "memory":
@@ -214,6 +216,7 @@ def test_summaries_that_cannot_be_read_are_empty(tmp_path, monkeypatch):
         ("type", 2, "error: TypeError\n"),
         ("missing", 2, "error: no such file or directory: /no/such/file\n"),
         ("full", 2, "error: no space left on device: out/model.onnx; free some and run again\n"),
+        ("full in rust", 2, "error: no space left on device; free some and run again\n"),
         ("memory", 2, "error: not enough memory; use a machine with more\n"),
         ("internal", 70, "internal error: KeyError: 'impossible'; run again with --debug to see where\n"),
         ("interrupt", 130, "interrupted; what was under way was cleaned up\n"),
