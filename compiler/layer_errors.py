@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
 from lepto.compiler.context import Feed
 from lepto.compiler.model import OnnxModel
@@ -58,12 +59,17 @@ def layer_errors(
     Returns:
         One for each layer; empty where no tensor has a name in both graphs.
     """
-    shared = _float_tensors(reference) & _float_tensors(candidate)
+    read = _as_it_is_read(reference), _as_it_is_read(candidate)
+    # What comes out of a dequantization stands for the tensor that went in; weights are no layer's output.
+    shared = (_float_tensors(reference) & _float_tensors(candidate)) - _dequantized(reference) - _dequantized(candidate)
     ordered = [name for name in _tensor_order(candidate) if name in shared]
     if not ordered or not feeds:
         return []
     layers = _layers(candidate) | {k: v for k, v in _layers(reference).items() if v}
-    first, second = _expose(reference, ordered, threads), _expose(candidate, ordered, threads)
+    first, second = (
+        _expose(model, [names.get(name, name) for name in ordered], threads)
+        for model, names in zip((reference, candidate), read, strict=True)
+    )
     squares = {name: [0.0, 0.0] for name in ordered}
     for feed, own in zip(feeds, candidate_feeds or feeds, strict=True):
         for name, a, b in zip(ordered, first(feed), second(own), strict=True):
@@ -81,6 +87,30 @@ def layer_errors(
         last.pop(layer, None)  # a layer stands where its last tensor is computed
         last[layer] = LayerError(layer, name, error)
     return _with_growth(list(last.values()))
+
+
+def _as_it_is_read(model: OnnxModel) -> dict[str, str]:
+    """For each tensor that is only read through QuantizeLinear the tensor that comes out of DequantizeLinear.
+
+    What a later node sees is that one. An activation function may be left to the quantization's range, so that the
+    tensor before it is no longer what its name says.
+    """
+    graph = model.proto().graph
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = {}
+    for name, nodes in readers.items():
+        if nodes and all(node.op_type == "QuantizeLinear" and node.input[0] == name for node in nodes):
+            back = [n for n in readers.get(nodes[0].output[0], []) if n.op_type == "DequantizeLinear"]
+            if back:
+                found[name] = back[0].output[0]
+    return found
+
+
+def _dequantized(model: OnnxModel) -> set[str]:
+    return {node.output[0] for node in model.proto().graph.node if node.op_type == "DequantizeLinear"}
 
 
 def _with_growth(errors: list[LayerError]) -> list[LayerError]:

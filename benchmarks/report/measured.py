@@ -114,12 +114,14 @@ def know(package: Package, request: Request, progress: Progress) -> Known:
                 f"{request.source} is not what {package.path} was compiled from: its digest is "
                 f"{source.digest[:12]}…, the manifest says {package.manifest.source.digest[:12]}…; give that model"
             )
-    score = _result_score(package)
+    score, threads = _result_score(package), package.manifest.threads
     if samples is not None and stored.data != samples.digest and _classes(samples):
         result = _answers(score, samples, lambda i, n: progress("answers of the package", i, n))
         before = None
         if source is not None:
-            before = _answers(_source_score(source), samples, lambda i, n: progress("answers of the source", i, n))
+            before = _answers(
+                _source_score(source, threads), samples, lambda i, n: progress("answers of the source", i, n)
+            )
         evidence = dataclasses.replace(
             stored,
             data=samples.digest,
@@ -139,7 +141,7 @@ def know(package: Package, request: Request, progress: Progress) -> Known:
     if labels is None or evidence.source is None or evidence.result is None or evidence.rows is None:
         return known
     changed = flips(labels, evidence.source, evidence.result, evidence.rows)
-    shown = _explained(changed[: request.most], samples, score, source, progress)
+    shown = _explained(changed[: request.most], samples, score, source, threads, progress)
     columns = {}
     if request.slices and request.evaluation is not None:
         values = read_columns(request.evaluation, request.slices)
@@ -202,13 +204,16 @@ def rows_of(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(count)]
 
 
-def _source_score(source: Any) -> Score:
-    from lepto.compiler.verify import encode
+def _source_score(source: Any, threads: int) -> Score:
+    from lepto.compiler.verify import logits_in_batches
 
-    run = source.runner(2)
+    run = source.runner(threads)
 
     def score(samples: Any) -> Any:
-        return softmax(np.concatenate([run(feed) for feed in encode(samples, source.text)]))
+        if isinstance(samples, Mapping):
+            return softmax(run(samples))
+        texts = Samples(tuple(samples), np.zeros(len(samples), np.int64), "texts")
+        return softmax(logits_in_batches(run, texts, source.text, lambda _: None))
 
     return score
 
@@ -266,11 +271,11 @@ def _timed(evidence: Evidence, package: Package, source: Any, samples: Samples |
 
 
 def _explained(
-    changed: Sequence[Flip], samples: Samples | None, score: Score, source: Any, progress: Progress
+    changed: Sequence[Flip], samples: Samples | None, score: Score, source: Any, threads: int, progress: Progress
 ) -> list[Explained]:
     if samples is None:
         return [Explained(flip) for flip in changed]
-    before = None if source is None else _source_score(source)
+    before = None if source is None else _source_score(source, threads)
     found = []
     for done, flip in enumerate(changed, 1):
         features = _features(samples, flip.row)
