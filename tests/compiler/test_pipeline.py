@@ -69,7 +69,14 @@ def test_the_package_tells_its_story_and_answers_like_the_source(toy: Toy, tmp_p
     for record in document["passes"]:
         assert {"pass", "options", "kept", "reason", "metric", "p50_ms", "bytes", "seconds"} <= {*record}
     assert [record["pass"] for record in document["passes"]] == ["export", "fuse", "quantize-dynamic"]
-    assert {*document["files"]} == {"model.onnx", "tokenizer.json", "labels.txt", "probe.npz", "README.md"}
+    assert {*document["files"]} == {
+        "model.onnx",
+        "tokenizer.json",
+        "labels.txt",
+        "probe.npz",
+        "evidence.npz",
+        "README.md",
+    }
     assert document["source"]["metric"]["n"] == 60
     assert document["source"]["metric"]["value"] > 0.9
     assert document["name"] == "toy"
