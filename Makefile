@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint wheel bench bench-search bench-ablation bench-peers prove-gate clean
+.PHONY: help install demo test test-kernels lint wheel bench bench-search bench-ablation bench-peers prove-gate clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,13 +24,16 @@ demo: install  ## train, compile, gate, publish, serve and ask, on the data that
 test: install  ## run the tests
 	$(BIN)/python -m pytest
 
+test-kernels: install  ## run all tests of the kernels, also those that `make test` leaves out
+	$(BIN)/python -m pytest tests/kernels -m 'thorough or not thorough'
+
 lint: install  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@# The folders are named after lepto's parts; mypy finds them below a folder named lepto.
 	@mkdir -p build/types && ln -sfn ../.. build/types/lepto
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml \
-		-p lepto.runtime -p lepto.compiler -p lepto.benchmarks
+		-p lepto.runtime -p lepto.kernels -p lepto.compiler -p lepto.benchmarks
 
 wheel: install  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+# Kernels run on CPU tensors. Triton reads this when it is imported, which torch may do in any test.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_configure() -> None:

@@ -1,0 +1,151 @@
+"""How each kernel is launched on each architecture: data, checked by cross-compilation in the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch configuration.
+
+    Attributes:
+        block_m: Query rows of one program.
+        block_n: Keys of one step of its loop.
+        num_warps: Warps of one program.
+        num_stages: Depth of the software pipeline that loads keys and values.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What a kernel may use there, and the launches by the largest padded head_dim that each serves.
+
+    Attributes:
+        shared_bytes: Shared memory that one program can have (CUDA C++ programming guide, compute capabilities).
+        tensor_core: The PTX instruction that a matrix product must have become.
+        long: For more than 64 query rows.
+        short: For at most 64 query rows: a larger block would compute rows that do not exist.
+    """
+
+    shared_bytes: int
+    tensor_core: str
+    long: dict[int, Launch]
+    short: dict[int, Launch]
+
+
+_AMPERE_LARGE = Architecture(  # A100, Jetson Orin: room for a deep pipeline
+    shared_bytes=163 * 1024,
+    tensor_core="mma.sync",
+    long={
+        32: Launch(128, 64, 4, 3),
+        64: Launch(128, 64, 4, 3),
+        128: Launch(128, 64, 8, 3),
+        256: Launch(64, 32, 8, 2),
+    },
+    short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 32, 4, 3), 256: Launch(64, 32, 8, 2)},
+)
+_AMPERE_SMALL = Architecture(  # A10, RTX 30, L4, RTX 40
+    shared_bytes=99 * 1024,
+    tensor_core="mma.sync",
+    long={
+        32: Launch(128, 64, 4, 3),
+        64: Launch(128, 64, 4, 3),
+        128: Launch(128, 32, 8, 3),
+        256: Launch(64, 32, 8, 2),
+    },
+    short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 32, 4, 3), 256: Launch(64, 32, 8, 2)},
+)
+_HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
+    shared_bytes=227 * 1024,
+    tensor_core="wgmma",
+    long={
+        32: Launch(128, 64, 4, 3),
+        64: Launch(128, 64, 4, 3),
+        128: Launch(128, 64, 8, 3),
+        256: Launch(128, 64, 8, 2),
+    },
+    short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 4, 2)},
+)
+_BLACKWELL = Architecture(
+    shared_bytes=227 * 1024,
+    tensor_core="tcgen05",
+    long={
+        32: Launch(128, 64, 4, 3),
+        64: Launch(128, 64, 4, 3),
+        128: Launch(128, 64, 8, 3),
+        256: Launch(128, 32, 8, 2),
+    },
+    short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 8, 2)},
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "sm_80": _AMPERE_LARGE,
+    "sm_86": _AMPERE_SMALL,
+    "sm_87": _AMPERE_LARGE,
+    "sm_89": _AMPERE_SMALL,
+    "sm_90": _HOPPER,
+    "sm_100": _BLACKWELL,
+}
+# Triton's interpreter has no limits; small blocks let short sequences cross block borders.
+INTERPRETER = Launch(32, 32, 4, 1)
+# A float32 product runs without tensor cores: small blocks keep it in registers.
+FLOAT32 = Launch(32, 32, 4, 1)
+# Decode: few rows, bound by the memory that the cache is read from.
+DECODE: dict[int, Launch] = {
+    32: Launch(16, 128, 4, 3),
+    64: Launch(16, 128, 4, 3),
+    128: Launch(16, 64, 4, 3),
+    256: Launch(16, 32, 4, 2),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The entry of an architecture such as ``sm_90``.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    why = (
+        "Triton emits no tensor-core instruction for it; a T4 gets TensorRT's own attention"
+        if name in {"sm_70", "sm_72", "sm_75"}
+        else "nothing was compiled and checked for it"
+    )
+    raise ValueError(
+        f"lepto's attention kernels run on {', '.join(ARCHITECTURES)}; the architecture is {name}: {why}. "
+        "implementation='reference' computes the same anywhere, slowly"
+    )
+
+
+def padded_head_dim(head_dim: int, *, int8: bool = False) -> int:
+    """The power of two that a block of head_dim values is held in, at least what a matrix product needs."""
+    return max(32 if int8 else 16, 1 << (head_dim - 1).bit_length())
+
+
+def choose(name: str, head_dim: int, rows: int, *, float32: bool = False) -> Launch:
+    """The launch for an architecture, a head_dim and the largest number of query rows in a sequence."""
+    if name == "interpreter":
+        return INTERPRETER
+    entry = architecture(name)
+    if float32:
+        return FLOAT32
+    return _of(entry.short if rows <= 64 else entry.long, head_dim)
+
+
+def choose_decode(name: str, head_dim: int) -> Launch:
+    """The launch of decode, which is the same on every architecture of the tables."""
+    if name == "interpreter":
+        return INTERPRETER
+    architecture(name)
+    return _of(DECODE, head_dim)
+
+
+def _of(table: dict[int, Launch], head_dim: int) -> Launch:
+    return next(launch for largest, launch in sorted(table.items()) if head_dim <= largest)

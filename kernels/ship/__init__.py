@@ -1,0 +1,1 @@
+"""The kernels where they are used: cubins, transformers, torch.library."""

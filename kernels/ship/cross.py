@@ -1,0 +1,148 @@
+"""Compile kernels for a GPU that is not here, and read what came out: registers, spills, shared memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lepto.kernels.attention.tables import architecture
+from lepto.kernels.ship.specification import Specification
+
+HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A compiled kernel.
+
+    Attributes:
+        symbol: The function's name in the cubin.
+        cubin: The machine code.
+        ptx: What it was assembled from.
+        ttgir: Triton's last representation but one.
+        arguments: Names and types in order, without Triton's own at the end.
+        num_warps: Warps to launch, which may be more than asked for.
+        shared_bytes: Shared memory to launch with.
+        registers: Of one thread.
+        stack_bytes: Of one thread; what does not fit into registers is spilled there.
+        scratch_bytes: Global memory that Triton's runtime would have to provide.
+    """
+
+    symbol: str
+    cubin: bytes
+    ptx: str
+    ttgir: str
+    arguments: list[tuple[str, str]]
+    num_warps: int
+    shared_bytes: int
+    registers: int
+    stack_bytes: int
+    scratch_bytes: int
+
+    @property
+    def tensor_core(self) -> str:
+        """The kinds of tensor-core instruction in the PTX."""
+        found = {m for m in ("mma.sync", "wgmma", "tcgen05") if re.search(rf"\b{re.escape(m)}[\w.]*", self.ptx)}
+        return " ".join(sorted(found))
+
+
+def cross_compile(specification: Specification) -> Compiled:
+    """Compile one variant.
+
+    Raises:
+        ValueError: Its architecture is in no table.
+        RuntimeError: Triton is in interpreter mode, or does not bring what reads a cubin.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from lepto.kernels.attention.forward import _attention_forward_kernel as kernel
+
+    architecture(specification.architecture)
+    if not isinstance(kernel, triton.JITFunction):
+        raise RuntimeError("nothing can be compiled while Triton interprets: unset TRITON_INTERPRET")
+    names = list(kernel.arg_names)
+    arguments = specification.arguments(names)
+    types = dict(arguments)
+    constants: dict[str, Any] = {name: specification.constants.get(name) for name in names if name not in types}
+    source = ASTSource(
+        kernel,
+        signature={name: types.get(name, "constexpr") for name in names},
+        constexprs=constants,
+        attrs={
+            (names.index(name),): [["tt.divisibility", 16]] for name, _ in arguments if specification.divisible(name)
+        },
+    )
+    launch = specification.launch
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", int(specification.architecture.removeprefix("sm_")), 32),
+        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+    )
+    registers, stack = _resources(compiled.asm["cubin"])
+    return Compiled(
+        symbol=compiled.metadata.name,
+        cubin=compiled.asm["cubin"],
+        ptx=compiled.asm["ptx"],
+        ttgir=compiled.asm["ttgir"],
+        arguments=arguments,
+        num_warps=compiled.metadata.num_warps,
+        shared_bytes=compiled.metadata.shared,
+        registers=registers,
+        stack_bytes=stack,
+        scratch_bytes=compiled.metadata.global_scratch_size,
+    )
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    if not tool.exists():
+        raise RuntimeError(f"this triton package has no {tool.name}, which reads the registers of a cubin: {tool}")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file], check=True, capture_output=True, text=True, timeout=60
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump says nothing of registers: {text!r}")
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+def summary(specification: Specification) -> dict[str, Any]:
+    """What the tests judge, as JSON."""
+    compiled = cross_compile(specification)
+    return {
+        "name": specification.name,
+        "architecture": specification.architecture,
+        "tensor_core": compiled.tensor_core,
+        "int8": "s32.s8.s8" in compiled.ptx,
+        "shared_bytes": compiled.shared_bytes,
+        "registers": compiled.registers,
+        "stack_bytes": compiled.stack_bytes,
+        "scratch_bytes": compiled.scratch_bytes,
+        "num_warps": compiled.num_warps,
+    }
+
+
+def main() -> None:
+    """Read specifications as JSON lines, write summaries as JSON lines: for tests, whose process interprets."""
+    specifications = [Specification(**json.loads(line)) for line in sys.stdin if line.strip()]
+    with ProcessPoolExecutor(2) as pool:
+        for found in pool.map(summary, specifications):
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Every entry of the launch tables, compiled for its architecture without having it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lepto.kernels.attention.tables import ARCHITECTURES
+from lepto.kernels.ship.cross import HEAD_DIMS
+from lepto.kernels.ship.specification import Specification
+
+QUICK = [
+    Specification("attention", "sm_87", 64, lengths=True),
+    Specification("attention_varlen", "sm_90", 128, causal=True, lse=True),
+    Specification("attention_int8", "sm_89", 64),
+]
+ALL = [
+    Specification(kernel, architecture, head_dim, **options)
+    for architecture in ARCHITECTURES
+    for head_dim in HEAD_DIMS
+    for kernel, options in (
+        ("attention", {"causal": True, "lse": True}),
+        ("attention", {"short": True, "lengths": True}),
+        ("attention_varlen", {"dtype": "bfloat16"}),
+        ("attention_varlen", {"short": True}),
+        ("attention_int8", {}),
+    )
+] + [
+    Specification("attention", architecture, 64, bias=1, alibi=True, softcap=True, window=True, causal=True, lse=True)
+    for architecture in ARCHITECTURES
+]
+
+
+def compile_all(specifications: list[Specification]) -> list[dict]:
+    lines = "\n".join(json.dumps(dataclasses.asdict(s)) for s in specifications)
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lepto.kernels.ship.cross"],
+        input=lines, env=env, capture_output=True, text=True, timeout=1500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [f["name"] for f in found] == [s.name for s in specifications]
+    return found
+
+
+def problems(found: dict) -> list[str]:
+    entry = ARCHITECTURES[found["architecture"]]
+    checks = {
+        f"no {entry.tensor_core}, but {found['tensor_core'] or 'nothing'}": entry.tensor_core
+        not in found["tensor_core"],
+        f"spills {found['stack_bytes']} bytes": found["stack_bytes"] > 0,
+        f"{found['shared_bytes']} bytes shared, limit {entry.shared_bytes}": found["shared_bytes"] > entry.shared_bytes,
+        f"{found['scratch_bytes']} bytes of global scratch": found["scratch_bytes"] > 0,
+        "no int8 product": "int8" in found["name"] and found["architecture"] != "sm_100" and not found["int8"],
+    }
+    return [f"{found['name']}: {what}" for what, wrong in checks.items() if wrong]
+
+
+def test_a_slice_of_the_tables_fits_its_gpus():
+    assert not [p for found in compile_all(QUICK) for p in problems(found)]
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1800)
+def test_every_entry_of_the_tables_fits_its_gpu():
+    assert not [p for found in compile_all(ALL) for p in problems(found)]
+
+
+def test_the_judge_sees_each_problem():
+    good = {"name": "attention_int8", "architecture": "sm_89", "tensor_core": "mma.sync", "int8": True}
+    good |= {"stack_bytes": 0, "shared_bytes": 1024, "scratch_bytes": 0}
+    assert problems(good) == []
+    bad = good | {"tensor_core": "", "int8": False, "stack_bytes": 8, "shared_bytes": 1 << 20, "scratch_bytes": 1}
+    assert len(problems(bad)) == 5
