@@ -173,3 +173,17 @@ def test_torch_keeps_its_files_in_the_cache(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stdout.strip() == str(tmp_path / "torchinductor")
+
+
+def test_a_folder_that_is_filled_meanwhile_is_left_alone(encoder: Path, examples: Examples, tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "model.safetensors").write_text("precious")
+
+    def meddle(*_: object) -> None:
+        if not (tmp_path / "out").exists():
+            (tmp_path / "out").symlink_to(tmp_path / "others")
+
+    with pytest.raises(OSError, match="Not a directory"):
+        fine_tune(encoder, examples, examples, tmp_path / "out", Schedule(epochs=1, batch_size=25), progress=meddle)
+    assert (tmp_path / "others" / "model.safetensors").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["others", "out"]
