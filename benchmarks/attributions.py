@@ -17,7 +17,11 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lepto.compiler.data import Samples
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.package import Package
+from lepto.runtime.session import Session
+from lepto.runtime.text import TextEncoder
 
 Floats = npt.NDArray[np.float64]
 Score = Callable[[Any], npt.NDArray[np.float32]]
@@ -161,6 +165,30 @@ def package_score(session: Any, encode: Callable[[Any], Sequence[Mapping[str, np
         return outputs if output == "scores" else softmax(outputs)
 
     return score
+
+
+def score_of(package: Package, threads: int | None = None) -> Score:
+    """Probabilities of a package for raw samples: texts, or arrays by name."""
+    session = Session(package, threads=threads)
+    preprocessing, tokenizer = package.manifest.preprocessing, package.tokenizer_path
+    if preprocessing is not None and tokenizer is not None:
+        encoder = TextEncoder(tokenizer, preprocessing)
+        return package_score(session, lambda texts: [encoder.encode([text]) for text in texts])
+    return package_score(session, rows_of)
+
+
+def rows_of(arrays: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, npt.NDArray[Any]]]:
+    """Arrays ``[B, ...]`` by name as B inputs of batch 1."""
+    count = len(next(iter(arrays.values())))
+    return [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(count)]
+
+
+def features_of(samples: Samples, row: int) -> Features | None:
+    """The words or patches of one sample; None where it is neither a text nor an image."""
+    if isinstance(samples.inputs, Mapping):
+        return image_features({name: array[row : row + 1] for name, array in samples.inputs.items()})
+    text = samples.inputs[row]
+    return text_features(text) if isinstance(text, str) else None
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

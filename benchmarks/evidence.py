@@ -72,6 +72,11 @@ class Evidence:
         self._feeds: dict[int, Sequence[Feed]] = {}
         self.batch_rows = BATCH
 
+    @property
+    def slowed(self) -> bool:
+        """Whether the candidate is slowed down on purpose."""
+        return self._slow > 0
+
     def package(self, side: int) -> Package:
         """What can be run.
 

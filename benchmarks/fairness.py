@@ -83,9 +83,11 @@ def fairness_gap(
     generator = np.random.default_rng(seed)
     drawn = np.empty((resamples, 2, len(names)))
     for place, name in enumerate(names):
-        own = np.stack([first[cells == name], second[cells == name]])
-        for i in range(resamples):
-            drawn[i, :, place] = own[:, generator.integers(0, own.shape[1], own.shape[1])].mean(axis=1)
+        # A sample is one of four: right or wrong on each side. Drawing samples is drawing how many of each.
+        kinds = np.bincount((2 * first[cells == name] + second[cells == name]).astype(int), minlength=4)
+        counts = generator.multinomial(kinds.sum(), kinds / kinds.sum(), size=resamples)
+        drawn[:, 0, place] = (counts[:, 2] + counts[:, 3]) / kinds.sum()
+        drawn[:, 1, place] = (counts[:, 1] + counts[:, 3]) / kinds.sum()
     gaps, resampled = np.ptp(means, axis=1), np.ptp(drawn, axis=2)
     change = float(gaps[1] - gaps[0])
     ends = np.quantile(resampled[:, 1] - resampled[:, 0], [(1 - confidence) / 2, (1 + confidence) / 2])

@@ -82,6 +82,8 @@ def markdown(result: GateResult) -> str:
     open_ = [check for check in result.checks if check.verdict is not Verdict.PASS]
     if open_:
         lines += ["", *(f"- **{check.name}**: {check.message}" for check in open_)]
+    if result.blame:
+        lines += ["", "<details><summary>Why</summary>", "", "```text", *result.blame, "```", "", "</details>"]
     lines += ["", *(f"> {note}" for note in result.notes)]
     lines.append(f"<sub>{result.hardware}; {result.seconds:.0f} s</sub>")
     return "\n".join(lines) + "\n"

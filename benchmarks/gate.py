@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from rich.markup import escape
 
+from lepto.benchmarks.blamed import blamed
 from lepto.benchmarks.checks.check import Check, Limit, Verdict, broken, corrected, not_checked, overall
 from lepto.benchmarks.checks.registry import REGISTRY
 from lepto.benchmarks.evidence import BrokenError, Evidence, MissingError
@@ -45,6 +46,8 @@ class GateResult:
         hardware: CPU and its count.
         versions: Of what ran the models.
         notes: What a reader must know besides.
+        blame: Why checks failed, line by line.
+        blame_details: The same as plain values.
     """
 
     baseline: str
@@ -56,6 +59,8 @@ class GateResult:
     hardware: str = ""
     versions: dict[str, str | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    blame: tuple[str, ...] = ()
+    blame_details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -72,6 +77,7 @@ class GateResult:
             "seconds": round(self.seconds, 2),
             "others_busy": self.others_busy,
             "notes": list(self.notes),
+            "blame": {"lines": list(self.blame), **self.blame_details},
             "settings": self.settings,
             "hardware": self.hardware,
             "versions": self.versions,
@@ -136,16 +142,21 @@ def judge(evidence: Evidence, config: GateConfig) -> GateResult:
     checks = corrected(checks, config.alpha)
     notes += _hardware_notes(evidence.sides)
     machine = this_machine()
+    seconds = time.monotonic() - start
+    # The proof of the gate slows one side down on purpose: there is nothing to explain.
+    lines, details = ((), {}) if evidence.slowed else blamed(checks, evidence)
     return GateResult(
         evidence.sides[0].name,
         evidence.sides[1].name,
         tuple(checks),
-        time.monotonic() - start,
+        seconds,
         busy,
         settings(config, evidence),
         f"{machine.cpu}, {machine.cpus} CPUs",
         package_versions(VERSIONS),
         tuple(notes),
+        lines,
+        details,
     )
 
 
@@ -210,6 +221,8 @@ def print_checks(output: Output, result: GateResult) -> None:
     colors = {Verdict.PASS: "green", Verdict.REGRESSION: "red", Verdict.INCONCLUSIVE: "yellow"}
     for check in result.checks:
         output.print(f"[{colors[check.verdict]}]{check.verdict.value:<12}[/]  {escape(check.message)}")
+    for line in result.blame:
+        output.print(f"  {escape(line)}")
     for note in result.notes:
         output.print(f"[dim]note: {escape(note)}[/]")
     output.print(f"gate: [bold {colors[result.verdict]}]{result.verdict.value}[/] in {result.seconds:.1f} s")

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from lepto.benchmarks.calibration import BINS, calibration_change
+from lepto.benchmarks.calibration import calibration_error as expected_calibration_error
 from lepto.benchmarks.checks.check import Check, Limit, by_interval, points
-from lepto.compiler.statistics import bootstrap_interval
-
-BINS: Final = 15
-
-
-def expected_calibration_error(confidence: npt.NDArray[Any], right: npt.NDArray[Any], bins: int = BINS) -> float:
-    """ECE: mean gap between confidence and accuracy over bins of equal width, weighted by their samples.
-
-    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
-
-    Args:
-        confidence: ``[N]`` largest probabilities.
-        right: ``[N]``, whether that class was right.
-        bins: Number of bins over [0, 1].
-    """
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, confidence - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def judge_calibration(
@@ -47,17 +30,10 @@ def judge_calibration(
         alpha: Level of the lower bound.
         beta: Level of the upper bound.
     """
-    columns = []
-    for scores in (baseline, candidate):
-        columns += [scores.max(axis=1), (scores.argmax(axis=1) == truth).astype(float)]
-    before = expected_calibration_error(columns[0], columns[1])
-    after = expected_calibration_error(columns[2], columns[3])
-
-    def rise(a: Any, b: Any, c: Any, d: Any) -> float:
-        return expected_calibration_error(c, d) - expected_calibration_error(a, b)
-
-    low = bootstrap_interval(rise, *columns, confidence=1 - 2 * alpha)[0]
-    high = bootstrap_interval(rise, *columns, confidence=1 - 2 * beta)[1]
+    first, second = ((scores.max(axis=1), scores.argmax(axis=1) == truth) for scores in (baseline, candidate))
+    before, after = expected_calibration_error(*first), expected_calibration_error(*second)
+    low = calibration_change(first, second, confidence=1 - 2 * alpha)[1]
+    high = calibration_change(first, second, confidence=1 - 2 * beta)[2]
     value, allowed = after - before, limit.of(before)
     story = (
         f"ece {points(value)} ({before:.2%} → {after:.2%} on {len(truth):,} samples; "
@@ -65,5 +41,5 @@ def judge_calibration(
     )
     return by_interval(
         "ece", value, low, high, limit, allowed, story, baseline=before, candidate=after, n=len(truth),
-        rule=f"expected calibration error over {BINS} fixed bins, paired bootstrap",
+        rule=f"expected calibration error over {BINS} fixed bins, basic paired bootstrap",
     )  # fmt: skip

@@ -107,7 +107,7 @@ _EXAMPLES: Final = {
     "ms": "20 ms",
     "bytes": "4 MB",
     "nats": "0.01 nats",
-    "rank": "0.9 rank",
+    "rank": "0.1 rank",
 }
 
 

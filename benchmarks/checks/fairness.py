@@ -8,14 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepto.benchmarks.checks.check import Check, Limit, by_interval, not_checked, points
-from lepto.compiler.statistics import bootstrap_interval
-
-
-def gap(groups: npt.NDArray[Any], right: npt.NDArray[Any], count: int) -> float:
-    """Largest less smallest accuracy over the groups (indices ``0 … count - 1``) that have a sample; NaN below two."""
-    sizes = np.bincount(groups, minlength=count)
-    rates = np.bincount(groups, right, minlength=count)[sizes > 0] / sizes[sizes > 0]
-    return float(rates.max() - rates.min()) if len(rates) > 1 else float("nan")
+from lepto.benchmarks.fairness import fairness_gap
 
 
 def judge_fairness(
@@ -39,35 +32,28 @@ def judge_fairness(
         alpha: Level of the lower bound.
         beta: Level of the upper bound.
     """
-    names, index = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    if len(names) < 2:
-        return not_checked("fairness", f"the column {column!r} has one group only: name one with two or more")
-    first, second = baseline_right.astype(float), candidate_right.astype(float)
-    count = len(names)
-    before, after = gap(index, first, count), gap(index, second, count)
-
-    def growth(g: Any, a: Any, b: Any) -> float:
-        return gap(g, b, count) - gap(g, a, count)
-
-    low = bootstrap_interval(growth, index, first, second, confidence=1 - 2 * alpha)[0]
-    high = bootstrap_interval(growth, index, first, second, confidence=1 - 2 * beta)[1]
-    value, allowed = after - before, limit.of(before)
+    cells = [str(group) for group in np.asarray(groups).tolist()]
+    try:
+        outer = fairness_gap(cells, baseline_right, candidate_right, confidence=1 - 2 * alpha)
+        inner = fairness_gap(cells, baseline_right, candidate_right, confidence=1 - 2 * beta)
+    except ValueError as error:
+        return not_checked("fairness", f"column {column!r}: {error}")
+    low, high, value, allowed = outer.low, inner.high, outer.change, limit.of(outer.baseline)
     story = (
-        f"fairness: the gap between {count} groups of {column!r} {points(value)} ({before:.2%} → {after:.2%} on "
-        f"{len(index):,} samples; {100 * low:+.2f} to {100 * high:+.2f} points), limit {limit}"
+        f"fairness: the gap between {len(outer.groups)} groups of {column!r} {points(value)} ({outer.baseline:.2%} → "
+        f"{outer.candidate:.2%} on {len(cells):,} samples, now from {outer.worst!r} to {outer.best!r}; "
+        f"{100 * low:+.2f} to {100 * high:+.2f} points), limit {limit}"
     )
+    if outer.left_out:
+        story += f"; {len(outer.left_out)} groups have too few samples to count"
     details = {
         "groups": [
-            {
-                "name": str(name),
-                "n": int((index == i).sum()),
-                "baseline": float(first[index == i].mean()),
-                "candidate": float(second[index == i].mean()),
-            }
-            for i, name in enumerate(names)
-        ]
+            {"name": name, "n": n, "baseline": before, "candidate": after}
+            for name, (n, before, after) in outer.groups.items()
+        ],
+        "left_out": dict(outer.left_out),
     }
     return by_interval(
-        "fairness", value, low, high, limit, allowed, story, baseline=before, candidate=after, n=len(index),
-        rule="gap of accuracy between groups, paired bootstrap", details=details,
+        "fairness", value, low, high, limit, allowed, story, baseline=outer.baseline, candidate=outer.candidate,
+        n=len(cells), rule="gap of accuracy between groups, basic bootstrap within groups", details=details,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,7 +112,12 @@ def write_report(paths: Sequence[Path], out: Path, request: Request, output: Out
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     page, figures = render(title, lead, parts, f"Written by lepto {version('lepto')}, {now}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(out, page.encode())
+    stage = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        write_durably(stage, page.encode())
+        stage.replace(out)
+    finally:
+        stage.unlink(missing_ok=True)
     return {"report": str(out), "figures": figures, "packages": [summary(one) for one in known]}
 
 

@@ -175,12 +175,14 @@ def results_section(name: str, document: Mapping[str, Any]) -> Section:
         tone = {"pass": "good", "regression": "bad"}.get(verdict, "warn")
         sides = f"{document.get('candidate', '')} against {document.get('baseline', '')}".strip()
         figure = charts_quality.gate_figure(document["checks"])
+        why = (document.get("blame") or {}).get("lines") or []
         return Section(
             "Gate",
             sides if document.get("baseline") else name,
             cards=[Card("verdict", verdict, f"{len(document['checks'])} checks", tone)],
             figures=[figure] if figure else [],
             verdicts=document["checks"],
+            tables=[Table(["why"], [[line] for line in why])] if why else [],
         )
     rows = [[str(key), _shown(value)] for key, value in document.items()]
     return Section(f"Results: {name}", tables=[Table(["what", "value"], rows)])

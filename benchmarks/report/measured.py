@@ -9,15 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lepto.benchmarks.attributions import (
-    Features,
-    Score,
-    attribute,
-    image_features,
-    package_score,
-    softmax,
-    text_features,
-)
+from lepto.benchmarks.attributions import Features, Score, attribute, features_of, score_of, softmax
 from lepto.benchmarks.report.quality import Flip, flips
 from lepto.compiler.data import Samples, load_samples
 from lepto.runtime.errors import LeptoError
@@ -114,7 +106,7 @@ def know(package: Package, request: Request, progress: Progress) -> Known:
                 f"{request.source} is not what {package.path} was compiled from: its digest is "
                 f"{source.digest[:12]}…, the manifest says {package.manifest.source.digest[:12]}…; give that model"
             )
-    score, threads = _result_score(package), package.manifest.threads
+    score, threads = score_of(package), package.manifest.threads
     if samples is not None and stored.data != samples.digest and _classes(samples):
         result = _answers(score, samples, lambda i, n: progress("answers of the package", i, n))
         before = None
@@ -185,23 +177,6 @@ def _samples(package: Package, request: Request) -> Samples | None:
 
 def _classes(samples: Samples) -> bool:
     return samples.labels.ndim == 1 and samples.labels.dtype != object
-
-
-def _result_score(package: Package) -> Score:
-    session = Session(package)
-    preprocessing, tokenizer = package.manifest.preprocessing, package.tokenizer_path
-    if preprocessing is not None and tokenizer is not None:
-        from lepto.runtime.text import TextEncoder
-
-        encoder = TextEncoder(tokenizer, preprocessing)
-        return package_score(session, lambda texts: [encoder.encode([text]) for text in texts])
-    return package_score(session, rows_of)
-
-
-def rows_of(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Arrays ``[B, ...]`` by name as B inputs of batch 1."""
-    count = len(next(iter(arrays.values())))
-    return [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(count)]
 
 
 def _source_score(source: Any, threads: int) -> Score:
@@ -278,7 +253,7 @@ def _explained(
     before = None if source is None else _source_score(source, threads)
     found = []
     for done, flip in enumerate(changed, 1):
-        features = _features(samples, flip.row)
+        features = features_of(samples, flip.row)
         if features is None or not features.count:
             found.append(Explained(flip))
             continue
@@ -287,10 +262,3 @@ def _explained(
         found.append(Explained(flip, features, other, own))
         progress("what changed answers hang on", done, len(changed))
     return found
-
-
-def _features(samples: Samples, row: int) -> Features | None:
-    if isinstance(samples.inputs, Mapping):
-        return image_features({name: array[row : row + 1] for name, array in samples.inputs.items()})
-    text = samples.inputs[row]
-    return text_features(text) if isinstance(text, str) else None

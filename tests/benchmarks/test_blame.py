@@ -98,6 +98,19 @@ def test_samples_and_slices_that_broke_are_named(
     assert "samples that broke" in err
 
 
+def test_a_failed_gate_says_why(lepto: Any, make_package: MakePackage, tmp_path: Path, evaluation: Path) -> None:
+    one, two = make_package(tmp_path / "one"), make_package(tmp_path / "two", work=60, swap=True)
+    code, out, _ = lepto(
+        "gate", one, two, "--eval", evaluation, "--checks", "accuracy,latency", "--wait", "0", "--json"
+    )
+    assert code == 1
+    found = json.loads(out)["blame"]
+    assert found["latency"]["operators"][0]["part"] == "MatMul"
+    assert found["accuracy"]["changed"] == 400
+    assert any("MatMul" in line for line in found["lines"])
+    assert lepto("gate", one, one, "--checks", "bytes", "--json")[0] == 0
+
+
 class TestImages:
     """A real network: what was compiled, and what a report and a blame say of it."""
 

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lepto.benchmarks.attributions import attribute, image_features, text_features
+from lepto.benchmarks.checks.check import Limit, Verdict
+from lepto.benchmarks.checks.explanations import judge_explanations
 from lepto.benchmarks.explanations import agreement, attributions, rank_correlation
 from lepto.benchmarks.fairness import fairness_gap
+from lepto.runtime import cli
+
+MakePackage = Callable[..., Path]
 
 
 def noisy(truth: np.ndarray, rng: np.random.Generator, scale: float = 0.3) -> list[np.ndarray]:
@@ -102,7 +112,7 @@ class TestFairness:
         found = fairness_gap(groups, right, worse, resamples=400)
         assert found.worst == "b"
         assert found.change > 0.1
-        assert found.low > 0.05
+        assert found.low > 0
         assert found.left_out == {"c": 5}
         assert found.groups["a"][1] == found.groups["a"][2]
 
@@ -114,3 +124,39 @@ class TestFairness:
     def test_too_few_are_refused(self) -> None:
         with pytest.raises(ValueError, match="two groups need 30 samples each"):
             fairness_gap(["a"] * 40 + ["b"] * 5, np.ones(45), np.ones(45))
+
+
+class TestCheck:
+    def test_the_verdict_follows_the_interval(self) -> None:
+        rng = np.random.default_rng(0)
+        truths = rng.normal(size=(80, 12))
+        baseline, same = [noisy(t, rng) for t in truths], [noisy(t, rng) for t in truths]
+        other = [noisy(t + rng.normal(size=t.size), rng) for t in truths]
+
+        def judged(candidate: list[list[np.ndarray]]) -> Verdict:
+            found = agreement(baseline, candidate, resamples=500)
+            return judge_explanations(found, found, Limit.parse("0.1 rank")).verdict
+
+        assert judged(same) is Verdict.PASS
+        assert judged(other) is Verdict.REGRESSION
+        few = agreement(baseline[:2], other[:2], resamples=500)
+        assert judge_explanations(few, few, Limit.parse("0.5 rank")).verdict is not Verdict.PASS or few.high <= 0.5
+
+    def test_in_the_gate(self, make_package: MakePackage, evaluation: Path, tmp_path: Path, capsys: Any) -> None:
+        one, two = make_package(tmp_path / "one"), make_package(tmp_path / "two")
+        config = tmp_path / "gate.yaml"
+        words = "please order now thanks"
+        rows = [f"{label} {words},{label}" for label in ("order", "refund", "person")] * 8
+        data = tmp_path / "long.csv"
+        data.write_text("\n".join(["text,label", *rows]) + "\n")
+        config.write_text("wait_s: 0\nchecks:\n  explanations:\n    limit: 0.3 rank\n    samples: 6\n")
+        code = cli.run(["gate", str(one), str(two), "--config", str(config), "--eval", str(data), "--json"])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        (check,) = json.loads(captured.out)["checks"]
+        assert check["name"] == "explanations"
+        assert check["n"] == 6
+        # Nothing passes for lack of data.
+        code = cli.run(["gate", str(one), str(two), "--config", str(config), "--eval", str(evaluation), "--json"])
+        assert code == 3
+        assert "insufficient data: 0 samples" in capsys.readouterr().out

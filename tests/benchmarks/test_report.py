@@ -140,6 +140,9 @@ class TestCommand:
         broken.write_text("[1]")
         assert "a JSON object is expected" in lepto("report", broken, "-o", tmp_path / "x.html")[2]
         assert not (tmp_path / "x.html").exists()
+        assert lepto("report", package, "-o", tmp_path / "r.html", "--force")[0] == 0
+        assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+        assert sorted(path.name for path in tmp_path.glob("*.html*")) == ["r.html"]
 
 
 @pytest.fixture(scope="module")
