@@ -79,8 +79,9 @@ def test_time_that_was_added_is_found(lepto: Any, make_package: MakePackage, tmp
     assert code == 0, err
     found = json.loads(out)["latency"]
     assert found["operators"][0]["part"] == "MatMul"
-    assert found["operators"][0]["change_us"] > 0.5 * (found["candidate_us"] - found["baseline_us"]) > 0
-    assert any(item["part"] == RUNTIME for item in found["operators"])
+    others = sum(abs(item["change_us"]) for item in found["operators"][1:-1])
+    assert found["operators"][0]["change_us"] > others
+    assert found["operators"][-1]["part"] == RUNTIME
     assert "42 MatMul" in err
 
 
