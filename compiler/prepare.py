@@ -52,6 +52,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     target = resolve_target(recipe.target)
     source = open_source(recipe.model, recipe.task)
+    check_weights(source)
     read = {
         "text_column": recipe.text_column,
         "label_column": recipe.label_column,
@@ -89,7 +90,10 @@ def prepare(recipe: Recipe) -> Prepared:
             notes.append("no evaluation data (--eval): only passes that keep the function are used")
         elif train is None:
             names = ("fuse", "quantize-dynamic")
-            notes.append("no training data (--train): static quantization cannot be calibrated and is left out")
+            notes.append(
+                "no training data (--train): no smaller model is searched for, since nothing can be taught, and static "
+                "quantization cannot be calibrated; both are left out"
+            )
         else:
             names = ("fuse", "quantize-dynamic|quantize-static")
     searches = (
@@ -142,6 +146,25 @@ def resolve_target(name: str) -> Target:
             "Compile on such a machine, or choose another --target"
         )
     return target
+
+
+def check_weights(source: Source) -> None:
+    """Refuse a PyTorch model with a weight that is no finite number.
+
+    Raises:
+        LeptoError: It names the tensor, how many of its values are not finite, and where the first stands.
+    """
+    if source.load_module is None:
+        return
+    for name, tensor in source.module().state_dict().items():
+        finite = tensor.isfinite() if tensor.is_floating_point() else None
+        if finite is not None and not finite.all():
+            place = (~finite).nonzero()[0].tolist()
+            raise LeptoError(
+                f"{source.reference}: the weight {name} is not finite: {int((~finite).sum())} of {tensor.numel()} "
+                f"values, the first at {place} ({tensor[tuple(place)].item()}). Training diverged or the file is "
+                "damaged: use an earlier checkpoint"
+            )
 
 
 def check_inputs(samples: Samples | None, source: Source) -> None:
