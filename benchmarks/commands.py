@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +15,17 @@ from lepto.runtime.errors import LeptoError
 
 if TYPE_CHECKING:
     from lepto.benchmarks.checks.registry import Setting
-    from lepto.benchmarks.scenarios import Feed, Latency, Subject
-    from lepto.compiler.data import Samples
-    from lepto.runtime.console import Output
 
-__all__ = ["bench", "gate", "workload"]
+__all__ = ["bench", "gate", "history", "workload"]
+
+
+class Scenario(StrEnum):
+    """MLPerf's scenarios."""
+
+    single_stream = "single-stream"
+    multi_stream = "multi-stream"
+    offline = "offline"
+    server = "server"
 
 
 class Format(StrEnum):
@@ -46,89 +50,120 @@ Seed = Annotated[int, typer.Option(min=0, help="Of the order in which inputs and
 
 
 def bench(
-    packages: Annotated[list[Path], typer.Argument(metavar="PACKAGE...", help="One package, or several to compare.")],
+    packages: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PACKAGE|URL/MODEL...", help="Packages to compare, or one served model: HOST:PORT/NAME."
+        ),
+    ],
+    scenario: Annotated[
+        Scenario | None, typer.Option(help="One of MLPerf's, through its load generator; else interleaved blocks.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long a scenario runs; for server each trial.")] = 10.0,
+    bound_ms: Annotated[float, typer.Option(min=0.001, help="For server: the 99th percentile to keep.")] = 10.0,
+    workers: Annotated[int, typer.Option(min=1, help="Requests on their way at once, for server and offline.")] = 4,
     evaluation: Evaluation = None,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     lengths: Annotated[
         str | None, typer.Option(metavar="TOKENS", help="Lengths to measure instead of samples, such as 8,16,64.")
     ] = None,
-    blocks: Annotated[int, typer.Option(min=6, help="Interleaved blocks.")] = 20,
+    blocks: Annotated[int, typer.Option(min=6, help="Interleaved blocks.")] = 24,
     threads: Threads = None,
     seed: Seed = 0,
+    store: Annotated[
+        bool, typer.Option("--store", help="Keep the results, for `lepto history` and as baselines.")
+    ] = False,
+    results: Annotated[Path, typer.Option(metavar="DIR", help="Where results are kept.")] = Path(
+        "benchmarks/baselines"
+    ),
     as_json: AsJson = False,
 ) -> None:
-    """Measure packages at batch 1: latency, throughput, size, load time.
+    """Measure packages, or a model on a running Triton server: latency, throughput, CPU, memory, load time, size.
 
-    Several packages are run in interleaved blocks on the same inputs; each is compared with the first by the ratio of
-    medians with its 95 % interval. Inputs are the --eval samples at their real lengths (the accuracy is then reported
+    Several packages are run in randomised interleaved blocks on the same inputs, each in its own process; each is
+    compared with the first by the ratio of medians with its 95 % interval, and the first with itself, which shows the
+    spread of this machine (A/A). Inputs are the --eval samples at their real lengths (the accuracy is then reported
     too), texts of given --lengths, or the probe that is stored in the package. Times are the model's; tokenization is
-    done before.
+    done before. With --scenario, MLPerf's load generator asks one package or one served model.
 
     Example:
-        lepto bench out/fp32 out/int8 --eval test.csv --label-column category
-        lepto bench out/int8 --lengths 8,16,64 --threads 2
+        lepto bench out/fp32 out/int8 --eval test.csv --label-column category --store
+        lepto bench out/int8 --scenario server --bound-ms 5
+        lepto bench grpc://127.0.0.1:8001/intents --scenario single-stream --eval test.csv
     """
-    from lepto.benchmarks import scenarios
-    from lepto.benchmarks.comparison import bar, feeds_for, read_samples
-    from lepto.compiler.proportions import wilson_interval
-    from lepto.compiler.statistics import ratio_interval
+    from lepto.benchmarks import bench as benching
     from lepto.runtime.console import Output
-    from lepto.runtime.measure import machine_load
 
     if evaluation is not None and lengths is not None:
         raise LeptoError("--eval and --lengths both say what goes in: give one of them")
-    output = Output(as_json=as_json)
-    subjects = scenarios.load(packages, threads)
-    first = subjects[0]
-    for other in subjects[1:]:
-        scenarios.check_comparable(first.package, other.package)
-    load = machine_load()
-    output.settings(
-        "bench",
-        {
-            "packages": ", ".join(map(str, packages)),
-            "inputs": evaluation or (f"lengths {lengths}" if lengths else "the stored probe of the first package"),
-            "threads": first.session.threads,
-            "blocks": blocks,
-            "seed": seed,
-            "load": "unknown" if load.average_1min is None else f"{load.average_1min:.2f} on {load.cpus} CPUs",
-        },
+    inputs = benching.Inputs(
+        evaluation, text_column, label_column, None if lengths is None else _numbers("--lengths", lengths)
     )
-    samples = read_samples(first, evaluation, text_column, label_column)
-    feeds = feeds_for(subjects, samples, None if lengths is None else _numbers("--lengths", lengths))
-    with bar(output, "measuring", blocks) as progress:
-        runs = scenarios.per_block(subjects, feeds)
-        seconds = scenarios.measure(subjects, feeds, blocks=blocks, runs=runs, seed=seed, progress=progress)
-    rows, document = [], []
-    for i, subject in enumerate(subjects):
-        latency = scenarios.Latency.of(seconds[i])
-        ratio = ratio_interval(seconds[0], seconds[i]) if i else None
-        right = _right(output, subject, feeds[i], samples)
-        low, high = (None, None) if right is None else wilson_interval(int(right.sum()), right.size)
-        document.append(
+    output = Output(as_json=as_json)
+    if scenario is None:
+        document = benching.bench_pairs(packages, inputs, blocks, threads, seed, output)
+    elif len(packages) > 1:
+        raise LeptoError(f"--scenario measures one package or one served model, got {len(packages)}; run it for each")
+    else:
+        load = benching.Load(scenario.value, seconds, bound_ms, workers)
+        document = benching.bench_scenario(packages[0], inputs, load, threads, seed, output)
+    if store:
+        document["stored"] = [str(path) for path in benching.store_all(document, results)]
+        output.print(f"stored: {', '.join(document['stored'])}")
+    output.result(document)
+
+
+def history(
+    name: Annotated[str, typer.Argument(help="The package's name.")],
+    metric: Annotated[
+        str, typer.Option(help="What is drawn: p50_ms, p90_ms, throughput, accuracy, bytes, …")
+    ] = "p50_ms",
+    results: Annotated[Path, typer.Option(metavar="DIR", help="Where results are kept.")] = Path(
+        "benchmarks/baselines"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Draw the trend of stored results, with the points at which the level changed.
+
+    Times are drawn for each hardware by itself; accuracy and bytes for all together. A trend is no gate: it shows what
+    crept in over many changes.
+
+    Example:
+        lepto history intents
+        lepto history intents --metric accuracy
+    """
+    from lepto.benchmarks.results import FACTS, TIMES, change_points, draw, read_history
+    from lepto.runtime.console import Output
+
+    if metric not in (*TIMES, *FACTS):
+        raise LeptoError(f"--metric must be one of {', '.join((*TIMES, *FACTS))}, got {metric!r}")
+    output = Output(as_json=as_json)
+    stored = [one for one in read_history(name, results) if metric in one.values]
+    if not stored:
+        raise LeptoError(f"no stored result of {name!r} has {metric}: choose another --metric")
+    groups: dict[str, list[Any]] = {}
+    for one in stored:
+        groups.setdefault("any hardware" if metric in FACTS else one.hardware, []).append(one)
+    series = []
+    for hardware, own in groups.items():
+        values = [one.values[metric] for one in own]
+        changes = change_points(values)
+        output.print(f"{metric} of {name}, {len(own)} results, {hardware}")
+        for line in draw(values, changes):
+            output.print(line)
+        for place in changes:
+            before, after = values[place - 1], values[place]
+            output.print(f"  changed at {own[place].when}: {before:.4g} → {after:.4g} ({after / before - 1:+.1%})")
+        series.append(
             {
-                "package": str(subject.package.path),
-                "name": subject.name,
-                **asdict(latency),
-                "bytes": subject.bytes,
-                "load_ms": subject.load_ms,
-                "speedup": None if ratio is None else asdict(ratio) | {"against": first.name},
-                "accuracy": None if right is None else {"value": float(right.mean()), "low": low, "high": high},
+                "hardware": hardware,
+                "values": values,
+                "when": [one.when for one in own],
+                "changes": [own[place].when for place in changes],
             }
         )
-        speedup = "1" if ratio is None else f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-        rows.append([*_row(subject, latency), speedup, "-" if right is None else f"{right.mean():.2%}"])
-    columns = ["package", "p50 ms", "p90 ms", "p99 ms", "samples/s", "MB", "load ms"]
-    output.table(
-        f"batch 1, {first.session.threads} threads, {blocks} blocks of {runs} runs",
-        [*columns, f"times as fast as {first.name} (95 %)", "accuracy"],
-        rows,
-    )
-    output.result(
-        {"threads": first.session.threads, "blocks": blocks, "runs": runs, "seed": seed, "load": asdict(load)}
-        | {"packages": document}
-    )
+    output.result({"name": name, "metric": metric, "series": series})
 
 
 def gate(
@@ -160,6 +195,9 @@ def gate(
     destination: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the --format there instead.")
     ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="FORMAT:FILE", help="Write another format too; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge a candidate against a baseline, in one run on one machine.
@@ -182,6 +220,7 @@ def gate(
     from lepto.runtime.console import Output
 
     how = Format.json if as_json else format_
+    others = [_also(one) for one in also or ()]
     output = Output(as_json=how is not Format.text and destination is None)
     base = read_config(config) if config is not None else GateConfig()
     given = {
@@ -211,6 +250,8 @@ def gate(
     )
     result = run_gate(baseline, candidate, chosen, output)
     print_checks(output, result)
+    for kind, path in others:
+        write_file(path, render(result, kind))
     if how is not Format.text:
         text = render(result, how)
         if destination is not None:
@@ -225,6 +266,14 @@ def gate(
     if result.verdict is not Verdict.PASS:
         bad = [check.message for check in result.checks if check.verdict is result.verdict]
         raise LeptoError(f"{result.verdict.value}: {'; '.join(bad)}", exit_code=result.verdict.exit_code)
+
+
+def _also(text: str) -> tuple[Format, Path]:
+    kind, _, path = text.partition(":")
+    kinds = [one.value for one in Format if one is not Format.text]
+    if kind not in kinds or not path:
+        raise LeptoError(f"--also must be FORMAT:FILE with one of {', '.join(kinds)}, got {text!r}")
+    return Format(kind), Path(path)
 
 
 def write_file(path: Path, text: str) -> None:
@@ -271,21 +320,6 @@ def _checks(
         elif names is not None:
             raise LeptoError(f"{option} is given, but --checks leaves {name} out")
     return found
-
-
-def _right(output: Output, subject: Subject, feeds: Sequence[Feed], samples: Samples | None) -> Any:
-    from lepto.benchmarks import scenarios
-    from lepto.benchmarks.comparison import bar
-
-    if samples is None:
-        return None
-    with bar(output, f"answers of {subject.name}", len(feeds)) as progress:
-        return scenarios.predict(subject, feeds, progress) == samples.labels
-
-
-def _row(subject: Subject, latency: Latency) -> list[str]:
-    times = [f"{value:.3f}" for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms)]
-    return [subject.name, *times, f"{latency.throughput:,.0f}", f"{subject.bytes / 1e6:.2f}", f"{subject.load_ms:.0f}"]
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -35,23 +35,48 @@ def publish(
     package: Annotated[Path, typer.Argument(help="Folder of the package, as `lepto compile -o` wrote it.")],
     model_repository: Repository,
     name: Annotated[str | None, typer.Option(help="Name that clients call; by default the package's.")] = None,
+    gate: Annotated[
+        Path | None, typer.Option(metavar="GATE.YAML", help="Publish only what passes against production.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish a package as the next version of a model, atomically, and put it in production.
 
+    With --gate it is compared with the version in production first: what is worse is refused with exit code 1, what
+    could not be decided with 3; the old version is kept for `lepto rollback`.
+
     Example:
         lepto publish out/intents --model-repository model_repository
+        lepto publish out/intents --model-repository model_repository --gate gate.yaml
     """
     from lepto.runtime.repository import publish as publish_package
 
     output = Output(as_json=as_json)
     output.settings(
-        "publish", {"package": package, "model repository": model_repository, "name": name or "(package's)"}
+        "publish",
+        {"package": package, "model repository": model_repository, "name": name or "(package's)", "gate": gate},
     )
-    model = publish_package(package, model_repository, name=name)
+    if gate is None:
+        model = publish_package(package, model_repository, name=name)
+    else:
+        model = _gated_publish()(package, model_repository, name, gate, output)
     output.print(f"[green]published[/] version {model.version} of {model.name} in {escape(str(model_repository))}")
     output.print(f"[dim]serve it: lepto serve --model-repository {escape(str(model_repository))}[/]")
     output.result(_describe(model))
+
+
+def _gated_publish() -> Any:
+    """What judges a package before it is published; the compiler's part of Lepto brings it."""
+    from importlib.metadata import entry_points
+
+    from lepto.runtime.errors import LeptoError
+
+    for point in entry_points(group="lepto.gates", name="publish"):
+        try:
+            return point.load()
+        except ImportError as error:
+            raise LeptoError(f"--gate cannot be used here ({error}): pip install 'lepto[compile]'") from error
+    raise LeptoError("--gate needs the part of lepto that judges: install lepto again with pip")
 
 
 def rollback(

@@ -42,8 +42,9 @@ def make_package() -> MakePackage:
         labels: Sequence[str] = LABELS,
         name: str = "t",
         nan: bool = False,
+        rows: int = len(VOCABULARY),
     ) -> Path:
-        data = _model(work, swap, padding, nan)
+        data = _model(work, swap, padding, nan, rows)
         inputs = {
             "input_ids": np.array([[2, 4, 3], [2, 5, 3]], np.int64),
             "attention_mask": np.ones((2, 3), np.int64),
@@ -92,13 +93,13 @@ def _tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
-def _model(work: int, swap: bool, padding: int, nan: bool = False) -> bytes:
+def _model(work: int, swap: bool, padding: int, nan: bool = False, rows: int = 8) -> bytes:
     table = np.zeros((len(VOCABULARY), 3), np.float32)
     table[4:7] = 5 * np.eye(3, dtype=np.float32)[[1, 0, 2] if swap else [0, 1, 2]]
     if nan:  # only for one word, which the probe does not have
         table[6] = np.nan
     weights: dict[str, Any] = {
-        "table": table,
+        "table": table[:rows],  # a word beyond them is an error
         "axis_1": np.array([1], np.int64),
         "axis_2": np.array([2], np.int64),
         "spread": np.zeros((3, WIDTH), np.float32),
