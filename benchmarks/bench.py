@@ -24,6 +24,7 @@ from lepto.compiler.statistics import log_ratios, ratio_interval
 from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import package_versions, this_machine
+from lepto.runtime.manifest import FEATURE_EXTRACTION
 from lepto.runtime.measure import machine_load
 from lepto.runtime.package import Package
 from lepto.runtime.session import Session
@@ -53,6 +54,15 @@ class Inputs:
         return load_samples(
             self.evaluation, text_column=self.text_column, label_column=self.label_column, labels=labels, split="test"
         )
+
+    def unlabelled(self) -> Samples | None:
+        """The samples for a server, whose labels are not asked for; texts of a file need no label."""
+        if self.evaluation is None or not Path(self.evaluation).exists():
+            return self.samples(None)
+        return load_samples(
+            self.evaluation, text_column=self.text_column, label_column=self.label_column, labels=None, split="test",
+            task=FEATURE_EXTRACTION,
+        )  # fmt: skip
 
     def feeds(self, packages: Sequence[Package], samples: Samples | None) -> list[Sequence[Feed]]:
         """For each package its inputs."""
@@ -245,7 +255,7 @@ def bench_scenario(
 def _served(url: Url, inputs: Inputs, load: Load, seed: int, output: Output) -> tuple[Result, dict[str, Any]]:
     if inputs.lengths is not None:
         raise LeptoError("--lengths are of tokens, and a server takes texts: give --eval")
-    target = Served(url, inputs.samples(None) if inputs.evaluation else None, max(load.workers, 8))
+    target = Served(url, inputs.unlabelled(), max(load.workers, 8))
     try:
         found = _run(target, load, seed, output)
     finally:

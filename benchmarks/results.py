@@ -107,7 +107,7 @@ def change_points(values: Sequence[float]) -> list[int]:
     steps = np.diff(series)
     noise = max(1.4826 * float(np.median(np.abs(steps - np.median(steps)))) / np.sqrt(2), 1e-4)
     scaled: npt.NDArray[np.float64] = (series / noise).reshape(-1, 1)
-    penalty = 3.0 * np.log(len(series))
+    penalty = 6.0 * np.log(len(series))  # the noise itself is only estimated
     found = ruptures.Pelt(model="l2", min_size=LEAST_BETWEEN_CHANGES, jump=1).fit(scaled).predict(pen=penalty)
     return [int(place) for place in found[:-1]]
 
