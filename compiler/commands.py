@@ -113,11 +113,15 @@ def compile_(
     package = run_prepared(prepared, output, force=force, console=console)
     manifest = package.manifest
     result, source = manifest.result, manifest.source
-    assert result.speedup is not None
     s = result.speedup
+    speed = (
+        "speed not measured, only its target could tell"
+        if s is None
+        else f"{s.value:.2f} x as fast as {escape(s.against)} [{s.low:.2f}, {s.high:.2f}]"
+    )
     console.print(
-        f"[bold green]{escape(str(package.path))}[/bold green]: {s.value:.2f} x as fast as {escape(s.against)} "
-        f"[{s.low:.2f}, {s.high:.2f}], {result.bytes / 1e6:.1f} MB (source {source.bytes / 1e6:.1f} MB)"
+        f"[bold green]{escape(str(package.path))}[/bold green]: {speed}, "
+        f"{result.bytes / 1e6:.1f} MB (source {source.bytes / 1e6:.1f} MB)"
         + (f", {result.metric.name} {result.metric.value:.4f}" if result.metric else "")
         + (f" (source {source.metric.value:.4f})" if source.metric else "")
     )

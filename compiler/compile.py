@@ -101,6 +101,27 @@ def run_prepared(
                 f"[bold]source[/bold] {escape(_metric_text(source_metric))}, budget: at least {budget.minimum:.4f}"
                 f"{' [dim](cached)[/dim]' if cached else ''}"
             )
+        if prepared.target.kind == "gpu":
+            from lepto.compiler.tensorrt.compile import compile_for_gpu
+
+            before = [step for entry in prepared.plan for step in plan(entry) if is_source_pass(step)]
+            subject, first_records = source, []
+            if before:
+                subject, first_records = _cut_and_taught(before, prepared, evaluator, budget, cache, console, versions)
+                evaluator = dataclasses.replace(evaluator, current=subject)
+            return compile_for_gpu(
+                prepared,
+                output,
+                subject=subject,
+                records=first_records,
+                force=force,
+                console=console,
+                cache=cache,
+                evaluator=evaluator,
+                budget=budget,
+                versions=versions,
+                environment=environment(versions),
+            )
         subject, searched = source, None
         if prepared.searches:
             assert budget is not None

@@ -73,6 +73,8 @@ def applicable(source: Source, *, threads: int, samples: Samples | None = None) 
             found.append(Applies(name, *_on_module(name, source)))
             continue
         context = Context(calibration=calibration, threads=threads, layers=source.layers)
+        if name == "tensorrt":
+            model = exported.model  # it takes the export itself
         needs = ["--train"] if "calibration" in step.reads else []
         needs += [] if samples or step.preserves_function else ["--eval"]
         if "labels" in step.reads:

@@ -52,14 +52,21 @@ def assemble(
     agreement: float | None,
     bound: PairedDifference | None,
     verdict: str,
-    speedup: Speedup,
-    p50_ms: tuple[float, float],
+    speedup: Speedup | None,
+    p50_ms: tuple[float, float] | None,
     batch_invariant: bool,
     environment: dict[str, Any],
     probe: Sequence[Feed],
     evidence: Evidence | None = None,
+    tolerance: Tolerance | None = None,
+    extra: Mapping[str, bytes] | None = None,
+    told: str = "",
 ) -> Package:
-    """Write the package; see :class:`lepto.runtime.manifest.Manifest` for what goes in."""
+    """Write the package; see :class:`lepto.runtime.manifest.Manifest` for what goes in.
+
+    ``tolerance`` is that of the probe where it is not the precision's own, ``extra`` are more files of the package, and
+    ``told`` ends the model card.
+    """
     recipe, source = prepared.recipe, prepared.source
     quantized = any(record.kept and record.pass_.startswith("quantize-") for record in records)
     proto = model.proto()
@@ -85,7 +92,7 @@ def assemble(
             parameters=source.parameters,
             bytes=source.bytes,
             metric=source_metric,
-            p50_ms=p50_ms[0],
+            p50_ms=None if p50_ms is None else p50_ms[0],
             description=source.description,
         ),
         passes=tuple(records),
@@ -94,14 +101,14 @@ def assemble(
             bytes=model.bytes,
             metric=metric,
             agreement=agreement,
-            p50_ms=p50_ms[1],
+            p50_ms=None if p50_ms is None else p50_ms[1],
             speedup=speedup,
             batch_invariant=batch_invariant,
         ),
         inputs=_tensors(proto.graph.input, {t.name for t in proto.graph.initializer}),
         outputs=_tensors(proto.graph.output, set()),
         preprocessing=_preprocessing(subject, proto),
-        tolerance=_INT8_TOLERANCE if quantized else _FLOAT_TOLERANCE,
+        tolerance=tolerance or (_INT8_TOLERANCE if quantized else _FLOAT_TOLERANCE),
         environment=environment,
     )
     return write_package(
@@ -111,9 +118,10 @@ def assemble(
         tokenizer=subject.text.tokenizer if subject.text else None,
         labels=source.labels if source.labels and source.task.endswith("classification") else None,
         probe=_probe(model, subject.text, prepared.recipe.threads, probe, batch_invariant),
-        card=card(manifest, bound),
+        card=card(manifest, bound) + told,
         evidence=evidence,
         force=force,
+        extra=extra,
     )
 
 

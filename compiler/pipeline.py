@@ -155,6 +155,10 @@ class Pipeline:
                 reasons.append(f"over the budget: {why}")
                 self._record(step.name, options, False, "; ".join(reasons), model, start, cached, metric)
                 return None
+        if getattr(step, "untimed", False):
+            reasons.append("speed: not measured, only its target could tell")
+            self._record(step.name, options, True, "; ".join(reasons), model, start, cached, metric)
+            return Candidate(model, metric, logits, len(self.records) - 1)
         if getattr(step, "prepares", False):
             reasons.append("its time is judged with the pass that comes next")
             self._record(step.name, options, True, "; ".join(reasons), model, start, cached)

@@ -67,14 +67,19 @@ def prepare(recipe: Recipe) -> Prepared:
         raise LeptoError(f"{evaluation.origin}: all {len(evaluation)} samples have one label, which shows nothing")
     notes = []
     names: tuple[str, ...]
-    if recipe.passes is not None:
-        names = recipe.passes
+    asked: list[str] = []
+    gpu = target.kind == "gpu"
+    if gpu or (recipe.passes is not None):
+        names = ("tensorrt",) if recipe.passes is None else recipe.passes
         steps = [step for entry in names for step in plan(entry)]
         lossy = [step.name for step in steps if not step.preserves_function]
         if lossy and evaluation is None:
             raise LeptoError(
                 f"{lossy[0]} may change answers, and without --eval nobody would know: give evaluation data"
             )
+        _check_tensorrt([step.name for step in steps], target)
+        if gpu and any(getattr(recipe, n) is not None for n in ("latency_budget", "size_budget")):
+            raise LeptoError(f"no search is made for {target.name}: nothing can be timed here. Leave its budgets out")
         reading = [step.name for step in steps if "calibration" in step.reads]
         if reading and train is None:
             raise LeptoError(f"{reading[0]} looks at what activations reach on training data: give --train")
@@ -97,7 +102,11 @@ def prepare(recipe: Recipe) -> Prepared:
         else:
             names = ("fuse", "quantize-dynamic|quantize-static")
     searches = (
-        recipe.passes is None and evaluation is not None and train is not None and recipe.search_budget != NO_SEARCH
+        not gpu
+        and recipe.passes is None
+        and evaluation is not None
+        and train is not None
+        and recipe.search_budget != NO_SEARCH
     )
     if searches and source.task == FEATURE_EXTRACTION:
         if asked:
@@ -124,6 +133,14 @@ def prepare(recipe: Recipe) -> Prepared:
     )
 
 
+def _check_tensorrt(names: list[str], target: Target) -> None:
+    if target.kind == "cpu" and "tensorrt" in names:
+        gpus = ", ".join(one.name for one in TARGETS.values() if one.kind == "gpu")
+        raise LeptoError(f"tensorrt prepares a graph for a GPU, and the target is {target.name}: --target {gpus}")
+    if target.kind == "gpu" and names[-1:] != ["tensorrt"]:
+        raise LeptoError(f"the plan for {target.name} must end in tensorrt, got {', '.join(names)}")
+
+
 def resolve_target(name: str) -> Target:
     """The target of that name; ``host`` is the best level of this machine's CPU.
 
@@ -137,8 +154,8 @@ def resolve_target(name: str) -> Target:
             raise LeptoError(f"no target is known for this machine's CPU ({machine.cpu}): name one with --target")
         return TARGETS[known[-1]]
     target = TARGETS[name]
-    if not target.buildable:
-        raise LeptoError(f"target {name!r} ({target.description}) cannot be built by this release: see lepto doctor")
+    if target.kind == "gpu":
+        return target  # nothing is timed here: the engine is built for it, or a kit that builds it there
     if target.isa not in machine.isa_levels:
         raise LeptoError(
             f"target {name!r} cannot be measured here: this CPU ({machine.cpu}) has "

@@ -94,7 +94,8 @@ def diagnose() -> Diagnosis:
     lacking = missing_requirements("compile")
     server = server_verdict(versions)
     targets = tuple(
-        report_target(target, machine, cpu_flags(), lacking=lacking, server=server) for target in TARGETS.values()
+        report_target(target, machine, cpu_flags(), lacking=lacking, server=server, versions=versions)
+        for target in TARGETS.values()
     )
     return Diagnosis(machine, machine_load(), versions, targets, _missing(lacking, server))
 
@@ -143,7 +144,13 @@ def server_verdict(versions: Mapping[str, str | None]) -> Verdict:
 
 
 def report_target(
-    target: Target, machine: Machine, flags: Iterable[str], *, lacking: tuple[str, ...], server: Verdict
+    target: Target,
+    machine: Machine,
+    flags: Iterable[str],
+    *,
+    lacking: tuple[str, ...],
+    server: Verdict,
+    versions: Mapping[str, str | None] | None = None,
 ) -> TargetReport:
     """What can be done for a target.
 
@@ -153,16 +160,10 @@ def report_target(
         flags: The CPU's features in the words of Linux.
         lacking: Packages of the extra ``compile`` that are not installed.
         server: Whether a tritonserver can be started.
+        versions: Installed components; TensorRT's decide what can be built for a GPU.
     """
     if target.kind == "gpu":
-        if not target.buildable:
-            return TargetReport(
-                target,
-                build=Verdict(False, "not in this release: it builds for CPUs only"),
-                run=Verdict(False, "not in this release: packages run on CPUs only"),
-                serve=Verdict(False, "not in this release: there is nothing to serve yet"),
-            )
-        raise AssertionError(f"a buildable GPU target needs its own rules: {target.name}")
+        return _report_gpu(target, machine, lacking, server, versions or {})
     fits = _fits(target, machine, flags)
     build = fits
     if fits.ok and lacking:
@@ -170,6 +171,33 @@ def report_target(
     elif not fits.ok:
         build = Verdict(False, f"candidates are timed on the target, and {fits.reason}")
     return TargetReport(target, build=build, run=fits, serve=server if fits.ok else fits)
+
+
+def _report_gpu(
+    target: Target, machine: Machine, lacking: tuple[str, ...], server: Verdict, versions: Mapping[str, str | None]
+) -> TargetReport:
+    """An engine of TensorRT is built and run on its GPU, one of TensorRT for RTX is built anywhere."""
+    here = any(gpu.compute_capability == target.compute_capability for gpu in machine.gpus)
+    gpu = f"no GPU of compute capability {target.compute_capability} is here"
+    installed = versions.get(target.builder) is not None
+    if lacking:
+        build = Verdict(False, f"not installed: {', '.join(lacking)}")
+    elif target.builder == "tensorrt-rtx":
+        how = "not installed: tensorrt-rtx (pip install 'lepto[rtx]'); a build kit is written instead"
+        build = Verdict(True) if installed else Verdict(False, how)
+    elif here and installed:
+        build = Verdict(True)
+    else:
+        why = "tensorrt is not installed" if here else gpu
+        build = Verdict(False, f"{why}: lepto compile writes a build kit, which makes the engine on the device")
+    if not here:
+        return TargetReport(target, build, Verdict(False, gpu), Verdict(False, gpu))
+    run = Verdict(True) if installed else Verdict(False, f"not installed: {target.builder}")
+    if target.builder == "tensorrt-rtx":
+        serve = Verdict(False, "Triton's tensorrt_plan backend does not read engines of TensorRT for RTX")
+    else:
+        serve = server
+    return TargetReport(target, build, run, serve)
 
 
 def _fits(target: Target, machine: Machine, flags: Iterable[str]) -> Verdict:

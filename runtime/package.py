@@ -7,6 +7,10 @@
 ``README.md``             the model card
 ``tokenizer.json``        only for text: the tokenizer, as written by ``tokenizers``
 ``labels.txt``            only for classification: one label a line, in the order of the scores
+``build.json``            only for GPUs: how the TensorRT engine is built from ``model.onnx``
+``build_engine.py``       only for GPUs: builds and checks it on the device, without Lepto
+``engine.plan``           the engine, where it was built
+``engine.json``           what the engine is for: runtime, version, GPU, profile, and how its check went
 ``evidence.npz``          optional: answers and times, sample by sample (:mod:`lepto.runtime.evidence`)
 ========================  =====================================================================
 
@@ -43,7 +47,9 @@ MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD, EVIDENCE = (
     "README.md",
     "evidence.npz",
 )
-ALLOWED_FILES = frozenset({MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD, EVIDENCE})
+BUILD_SPEC, BUILD_SCRIPT, ENGINE, ENGINE_RECORD = "build.json", "build_engine.py", "engine.plan", "engine.json"
+ENGINE_FILES = frozenset({BUILD_SPEC, BUILD_SCRIPT, ENGINE, ENGINE_RECORD})
+ALLOWED_FILES = frozenset({MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD, EVIDENCE}) | ENGINE_FILES
 """Nothing else may be in a package: a server executes some names (``*.so``, ``model.py``) that it finds in a model."""
 
 _MAX_MANIFEST_BYTES = 64 * 2**20
@@ -150,6 +156,7 @@ def write_package(
     card: str,
     evidence: Evidence | None = None,
     force: bool = False,
+    extra: Mapping[str, bytes] | None = None,
 ) -> Package:
     """Write a package, whole or not at all.
 
@@ -162,6 +169,7 @@ def write_package(
         probe: Arrays ``input/<name>`` and ``output/<name>``, as many rows as you like (one at least).
         card: The text of ``README.md``.
         evidence: What was measured sample by sample, if it is to be kept.
+        extra: Files of a GPU's package by name: the kit that builds its engine, and the engine.
         force: Replace a package that is there. It is only let go when the new one is complete.
 
     Raises:
@@ -171,6 +179,9 @@ def write_package(
     """
     folder = Path(folder)
     content = _contents(manifest, model, tokenizer, labels, probe, card)
+    if unknown := sorted(set(extra or ()) - ENGINE_FILES):
+        raise ValueError(f"extra files may be {', '.join(sorted(ENGINE_FILES))}, got {', '.join(unknown)}")
+    content |= dict(extra or {})
     if evidence is not None:
         content[EVIDENCE] = evidence.to_bytes()
     _check_destination(folder, force=force)

@@ -29,7 +29,7 @@ import numpy as np
 from lepto.runtime import triton_config
 from lepto.runtime.errors import LeptoError, is_full_disk
 from lepto.runtime.manifest import Manifest
-from lepto.runtime.package import LABELS, MANIFEST, MODEL, TOKENIZER, Package, file_digest, open_package
+from lepto.runtime.package import ENGINE_FILES, LABELS, MANIFEST, MODEL, TOKENIZER, Package, file_digest, open_package
 from lepto.runtime.published import (
     CONFIG,
     Published,
@@ -66,6 +66,11 @@ def publish(package: Package | str | Path, repository: str | Path, *, name: str 
     package = open_package(package.path if isinstance(package, Package) else package)
     manifest = package.manifest
     name = check_name(name or manifest.name)
+    if ENGINE_FILES & set(manifest.files):
+        raise LeptoError(
+            f"{package.path} is for the GPU target {manifest.target}, and serving engines is not in this release: copy "
+            "it to the device and build the engine there with build_engine.py, or compile it for a CPU"
+        )
     with _made_root(Path(repository)) as root, _disk_errors(root), _locked(root, create=True):
         _sweep(root, name)
         current = find_model(root, name)

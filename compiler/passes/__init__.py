@@ -13,6 +13,7 @@ PASSES = {
     "quantize-dynamic": "quantize_dynamic:QuantizeDynamic",
     "quantize-static": "quantize_static:QuantizeStatic",
     "mixed-precision": "mixed_precision:MixedPrecision",
+    "tensorrt": "tensorrt:Tensorrt",
 }
 """The names of the passes, in the order in which a plan may use them, and where each stands in this folder.
 

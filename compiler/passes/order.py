@@ -17,9 +17,11 @@ _STEP = {
     "quantize-dynamic": 7,
     "quantize-static": 7,
     "mixed-precision": 7,
+    "tensorrt": 7,
 }
 """Passes of a lower step come first; those of one step may stand in any order, but of the last only one may stand."""
 
+_BEFORE_TENSORRT = ("trim-vocabulary", "prune", "distill")
 _LAST = max(_STEP.values())
 _WHY = (
     "what is learned afterwards is learned in the tokens that are left",
@@ -47,6 +49,11 @@ def check_order(plan: Sequence[Sequence[str]]) -> None:
             if name in before:
                 raise ValueError(f"each pass may stand once, got {name} twice")
             for earlier in before:
+                if name == "tensorrt" and earlier not in _BEFORE_TENSORRT:
+                    raise ValueError(
+                        f"{earlier} writes what TensorRT does not read: before tensorrt only "
+                        f"{', '.join(_BEFORE_TENSORRT)} may stand"
+                    )
                 if _STEP[name] == _STEP[earlier] == _LAST:
                     raise ValueError(
                         f"only one quantization of all products can be applied, got {earlier} and {name}: joined by "

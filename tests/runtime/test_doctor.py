@@ -10,7 +10,7 @@ from lepto.runtime.doctor import (
     report_target,
     server_verdict,
 )
-from lepto.runtime.machine import Machine
+from lepto.runtime.machine import Gpu, Machine
 from lepto.runtime.targets import TARGETS, find_target
 
 V2 = frozenset(["cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"])
@@ -25,11 +25,12 @@ def report(name, machine=LAPTOP, flags=V2, lacking=(), server=YES):
 def test_all_targets_of_the_release_are_told():
     assert set(TARGETS) >= {
         *("x86-64-v2", "x86-64-v3", "x86-64-v4", "arm64"),
-        *("jetson-orin", "t4", "l4", "h200", "rtx-ada"),
+        *("jetson-orin", "t4", "l4", "h200", "rtx-ada", "rtx-blackwell"),
     }
-    assert {name for name, target in TARGETS.items() if target.buildable} == {
-        name for name, target in TARGETS.items() if target.kind == "cpu"
-    }
+    for target in TARGETS.values():
+        assert (target.kind == "cpu") == (target.builder == "onnxruntime") == (target.compute_capability == "")
+        assert (target.kind == "gpu") == bool(target.toolkits)
+    assert [toolkit.tensorrt for toolkit in TARGETS["jetson-orin"].toolkits] == [10, 11]
 
 
 def test_a_target_that_fits():
@@ -56,11 +57,28 @@ def test_a_device_without_the_compiler_runs():
     assert found.run == YES
 
 
-def test_gpu_targets_are_not_in_this_release():
-    for name in ("t4", "l4", "h200", "rtx-ada", "jetson-orin"):
-        found = report(name)
+def gpu_report(name, capability=None, **versions):
+    gpus = () if capability is None else (Gpu("card", 2**34, capability, "580.1"),)
+    machine = dataclasses.replace(LAPTOP, gpus=gpus)
+    return report_target(TARGETS[name], machine, V2, lacking=(), server=YES, versions=versions)
+
+
+def test_an_engine_of_tensorrt_is_built_on_its_gpu_alone():
+    for name in ("t4", "l4", "h200", "jetson-orin"):
+        found = gpu_report(name, tensorrt="11.4.0")
         assert not any(verdict.ok for verdict in (found.build, found.run, found.serve))
-        assert "not in this release" in found.build.reason
+        assert "build kit" in found.build.reason
+    assert "tensorrt is not installed" in gpu_report("l4", "8.9").build.reason
+    found = gpu_report("l4", "8.9", tensorrt="11.4.0")
+    assert (found.build, found.run, found.serve) == (YES, YES, YES)
+    assert "8.9 is here" in gpu_report("l4", "9.0", tensorrt="11.4.0").run.reason
+
+
+def test_an_engine_for_rtx_is_built_anywhere():
+    found = gpu_report("rtx-ada", **{"tensorrt-rtx": "1.7.1.116"})
+    assert found.build == YES
+    assert not found.run.ok
+    assert "lepto[rtx]" in gpu_report("rtx-blackwell").build.reason
 
 
 def test_missing_requirements_come_from_the_metadata():

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from lepto.runtime import LeptoError, open_package, write_package
-from lepto.runtime.package import ALLOWED_FILES, EVIDENCE
+from lepto.runtime.package import ALLOWED_FILES, ENGINE_FILES, EVIDENCE
 
-NEEDED = ALLOWED_FILES - {EVIDENCE}
+NEEDED = ALLOWED_FILES - {EVIDENCE} - ENGINE_FILES
 
 
 def tree(folder: Path) -> dict[str, bytes]:
