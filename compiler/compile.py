@@ -105,7 +105,8 @@ def run_prepared(
             from lepto.compiler.tensorrt.compile import compile_for_gpu
 
             before = [step for entry in prepared.plan for step in plan(entry) if is_source_pass(step)]
-            subject, first_records = source, []
+            first_records: list[PassRecord] = []
+            subject = source
             if before:
                 subject, first_records = _cut_and_taught(before, prepared, evaluator, budget, cache, console, versions)
                 evaluator = dataclasses.replace(evaluator, current=subject)

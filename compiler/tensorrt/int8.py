@@ -130,9 +130,9 @@ def _activation(
     graph: onnx.GraphProto,
 ) -> str:
     if name not in taken:
-        scale = np.float32(max(reach[name] / _LEVELS, 2 * SMALLEST))
+        scale = np.array(max(reach[name] / _LEVELS, 2 * SMALLEST), np.float32)
         graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
-        graph.initializer.append(numpy_helper.from_array(np.int8(0), f"{name}.zero"))
+        graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), f"{name}.zero"))
         inputs = [f"{name}.scale", f"{name}.zero"]
         quantized, back = f"{name}.int8", f"{name}.dequantized"
         written.append(helper.make_node("QuantizeLinear", [name, *inputs], [quantized], name=f"quantize.{name}"))

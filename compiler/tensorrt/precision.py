@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.tensorrt.standard import float_tensors, infer
 
-_FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+_FLOAT, _HALF = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
 
 def to_half(model: OnnxModel, keep: Collection[str]) -> OnnxModel:
@@ -56,8 +56,10 @@ class _Writer:
         self._constants = {t.name for t in graph.initializer if t.data_type == _FLOAT}
         self._floats = floats | self._constants
         self._outputs = {value.name for value in graph.output}
-        self._made = {(value.name, _FLOAT): value.name for value in graph.input if value.name in floats}
-        self._own = {value.name: _FLOAT for value in graph.input}
+        self._made: dict[tuple[str, int], str] = {
+            (value.name, _FLOAT): value.name for value in graph.input if value.name in floats
+        }
+        self._own: dict[str, int] = {value.name: _FLOAT for value in graph.input}
 
     def add(self, node: onnx.NodeProto, kind: int) -> None:
         """Append a node whose float inputs and outputs have one type."""

@@ -83,7 +83,7 @@ def test_flags_override_the_recipe(toy: Toy, tmp_path: Path, lepto: Lepto) -> No
     [
         ({"passes": "fuze"}, "unknown pass 'fuze'; did you mean 'fuse'?"),
         ({"target": "x86-64-v44"}, "unknown target 'x86-64-v44'; did you mean 'x86-64-v4'?"),
-        ({"target": "h200"}, "cannot be built by this release"),
+        ({"target": "h200", "passes": "fuse"}, "must end in tensorrt"),
         ({"text-column": "txt"}, "has no column 'txt'; did you mean 'text'?"),
         ({"label-column": "category"}, "has no column 'category'"),
         ({"task": "token-classification"}, "made for text-classification, not token-classification"),

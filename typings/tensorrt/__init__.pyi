@@ -27,7 +27,8 @@ class HardwareCompatibilityLevel(IntEnum):
 class NetworkDefinitionCreationFlag(IntEnum):
     STRONGLY_TYPED = ...
 
-class ComputeCapability(IntEnum): ...  # TensorRT for RTX alone
+class ComputeCapability(IntEnum):  # TensorRT for RTX alone
+    SM89 = ...
 
 class INetworkDefinition: ...
 
