@@ -176,7 +176,8 @@ def _timing_cache(config: "trt.IBuilderConfig", folder: Path, spec: Dict[str, An
     """Kernels that were timed once are not timed again; TensorRT for RTX times nothing at build time."""
     if rtx or not spec["options"].get("timing_cache"):
         return None
-    path = folder / str(spec["options"]["timing_cache"])
+    # Beside the package: nothing unknown may be in it.
+    path = folder.resolve().parent / str(spec["options"]["timing_cache"])
     config.set_timing_cache(config.create_timing_cache(path.read_bytes() if path.exists() else b""), False)
     return path
 

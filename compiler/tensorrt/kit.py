@@ -50,13 +50,13 @@ def trtexec(target: Target, toolkit: Toolkit, profile: Profile, step: Tensorrt) 
         parts.append(f"--computeCapabilities={target.compute_capability}")
     else:
         parts += ["--stronglyTyped"] if toolkit.tensorrt < 11 else []
-        parts.append(f"--timingCacheFile={TIMING_CACHE}")
+        parts.append(f"--timingCacheFile=../{TIMING_CACHE}")
     parts += trtexec_shapes(profile)
     if step.version_compatible:
         parts.append("--versionCompatible")
     if step.same_compute_capability:
         parts.append("--hardwareCompatibilityLevel=sameComputeCapability")
-    return " ".join([*parts, "--saveEngine=engine.plan"])
+    return " ".join([*parts, "--saveEngine=../engine.plan"])
 
 
 def kit_files(spec: dict[str, Any]) -> dict[str, bytes]:

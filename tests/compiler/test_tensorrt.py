@@ -189,6 +189,7 @@ def test_a_kit_for_jetson_and_an_engine_for_rtx(toy: Toy, lepto: Lepto, tmp_path
     assert spec["profile"]["input_ids"]["max"] == [32, 32]
     assert "--stronglyTyped" in spec["trtexec"]["JetPack 6"]
     assert "--stronglyTyped" not in spec["trtexec"]["JetPack 7.2"]
+    assert "--saveEngine=../engine.plan" in spec["trtexec"]["JetPack 6"]  # a package takes no unknown files
     assert spec["trtexec"]["JetPack 6"] in (tmp_path / "kit/README.md").read_text()
     assert all(check.ok for check in verify_package(kit))
     with pytest.raises(LeptoError, match="GPU target jetson-orin"):
