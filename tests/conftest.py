@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
 
 # Kernels run on CPU tensors. Triton reads this when it is imported, which torch may do in any test.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -13,3 +17,18 @@ def pytest_configure() -> None:
     """Let children be interrupted: a shell's background jobs inherit an ignored SIGINT, and pass it on."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A module of tests ends the processes that it started."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    left = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if child.pid not in before:
+                left.append(f"{child.pid} {' '.join(child.cmdline())[:300]}")
+        except psutil.NoSuchProcess:
+            continue
+    assert not left, f"{request.module.__name__} left processes: {left}"
