@@ -64,7 +64,9 @@ def leftovers(*, apart_from: Server | None = None) -> set[str]:
     processes = set()
     for child in psutil.Process().children(recursive=True):
         try:
-            if run is None or os.getsid(child.pid) != run._guardian.pid:
+            # Python's own fork server and resource tracker, started by other tests, end with this process.
+            own = any("from multiprocessing." in word for word in child.cmdline())
+            if not own and (run is None or os.getsid(child.pid) != run._guardian.pid):
                 processes.add(f"{child.pid} {child.name()}")
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
