@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from lepto.compiler import halving
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Left, PassError
 from lepto.compiler.costs import FORM as COST_FORM
@@ -30,21 +31,28 @@ from lepto.compiler.cut_channels import channel_cutter
 from lepto.compiler.cut_encoder import encoder_cutter
 from lepto.compiler.cutter import Cutter, Shape
 from lepto.compiler.data import Samples
-from lepto.compiler.derived import copy_module, load, save
 from lepto.compiler.encoder import Encoder
+from lepto.compiler.halving import (
+    Objective,
+    Student,
+    allowed_share,
+    answerable,
+    front,
+    key_of,
+    portion,
+    portions,
+    survivors,
+)
 from lepto.compiler.latency import Curve, LatencyTable, measure_table
 from lepto.compiler.passes.trim_vocabulary import TrimVocabulary
 from lepto.compiler.source import Source
-from lepto.compiler.training.lesson import Lesson, copies_for, prepare_lesson
-from lepto.compiler.training.loop import Schedule, train
+from lepto.compiler.split import split_development
+from lepto.compiler.teaching import Say, Teaching, Tell
+from lepto.compiler.training.lesson import Lesson, copies_for, own_answers, prepare_lesson
 from lepto.compiler.verify import encode, logits_in_batches
-from lepto.compiler.workers import Workers, cluster, run_all
+from lepto.compiler.workers import Workers, cluster
 from lepto.runtime.errors import LeptoError
 
-Objective = Literal["latency", "throughput", "size"]
-Say = Callable[[str], None]
-Tell = Callable[[str, int, int], None]
-"""Told what is being done, and how many of how many steps are done."""
 Score = Callable[[npt.NDArray[np.float32], Samples], float]
 """From outputs and samples to the task's metric."""
 
@@ -54,57 +62,14 @@ MINIMUM = 50
 """Fewer training samples than this steer nothing."""
 
 
-@dataclass(frozen=True)
-class Rung:
-    """One round of teaching.
-
-    Attributes:
-        portions: How much each candidate is taught, see :func:`portion`.
-        most: How many go on to it.
-        promise: The share of the errors after the round before that is expected to stay to the end; from the learning
-            curves of a few students, which lie close together.
-        slack: How far below the lowest score that is looked for the expected one may lie, in allowed drops.
-        learning_rate: Peak, at a width of 384.
-    """
-
-    portions: float
-    most: int
-    promise: float
-    slack: float
-    learning_rate: float
-
-
-RUNGS = (Rung(1, 12, 1.0, 9.0, 1e-3), Rung(3, 4, 0.75, 1.0, 7e-4), Rung(5, 2, 0.9, 0.5, 7e-4))
-"""Successive halving: all a little, four more, two to the end."""
-
-
 _LEAST, _ENOUGH, _FEW = 0.05, 0.5, 3
 """The least part of the plan for a first round; the part below which fewer candidates are taught, and the fewest."""
 
+_ANSWERS = 0.25
+"""The part of the time that the source may take to answer samples."""
 
-@dataclass
-class Student:
-    """A candidate with what is known of it.
-
-    Attributes:
-        shape: What it is cut to.
-        source: The module, cut and taught so far.
-        cost: Measured.
-        score: On the development samples.
-        epochs: How long it was taught.
-        history: Epochs and score after each round.
-    """
-
-    shape: Shape
-    source: Source
-    cost: Cost
-    score: float = 0.0
-    epochs: float = 0.0
-    history: list[tuple[float, float]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {"shape": self.shape.name, "score": self.score, "epochs": self.epochs, **self.cost.to_json()}
+_MOST_ANSWERS = 200_000
+"""Answers are kept in memory: more are not asked for. No student sees more samples in its rounds."""
 
 
 @dataclass(frozen=True)
@@ -128,98 +93,6 @@ class Found:
     base: Source
     notes: tuple[str, ...]
     seconds: float
-
-
-def split_development(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
-    """Carve a development split from training samples, the same share of every label.
-
-    Args:
-        samples: N training samples.
-        share: In (0, 1).
-        seed: Decides which.
-
-    Returns:
-        What is left to train on, and the development samples; no sample is in both.
-    """
-    rng = np.random.default_rng(seed)
-    chosen: list[int] = []
-    if samples.labels.ndim == 1 and samples.labels.dtype != object:
-        for label in np.unique(samples.labels):
-            rows = np.flatnonzero(samples.labels == label)
-            chosen += rng.permutation(rows)[: round(share * len(rows))].tolist()
-    else:  # a row of labels for each sample
-        chosen = rng.permutation(len(samples))[: round(share * len(samples))].tolist()
-    held = np.zeros(len(samples), dtype=bool)
-    held[chosen] = True
-    if not held.any() or held.all():
-        raise LeptoError(f"{samples.origin}: {len(samples)} samples are too few to carve from: give --dev")
-    return _take(samples, np.flatnonzero(~held), "training part"), _take(samples, np.flatnonzero(held), "carved")
-
-
-def _take(samples: Samples, rows: npt.NDArray[np.int64], what: str) -> Samples:
-    inputs = samples.inputs
-    taken = (
-        tuple(inputs[i] for i in rows)
-        if isinstance(inputs, tuple)
-        else {name: array[rows] for name, array in inputs.items()}
-    )
-    return dataclasses.replace(samples, inputs=taken, labels=samples.labels[rows], origin=f"{samples.origin} ({what})")
-
-
-def portion(count: int) -> int:
-    """Samples that one portion of teaching holds: all of them and as many augmented copies, within bounds."""
-    return int(np.clip(2 * count, 12_000, 40_000))
-
-
-def allowed_share(needed_s: float, left_s: float) -> float:
-    """The part of a plan that fits into the time, in steps, so that noise of the clock seldom changes it."""
-    steps = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
-    return next((step for step in steps if step * needed_s <= left_s), 0.0)
-
-
-def portions(students: int, number: int) -> float:
-    """Portions of teaching from a round to the end of the search.
-
-    Args:
-        students: How many take part in it.
-        number: The round, from 0.
-    """
-    return sum(rung.portions * min(students, rung.most) for rung in RUNGS[number:])
-
-
-def key_of(objective: Objective) -> Callable[[Cost], float]:
-    """What is to be small."""
-    if objective == "throughput":
-        return lambda cost: -cost.throughput
-    return (lambda cost: cost.p50_ms) if objective == "latency" else lambda cost: float(cost.bytes)
-
-
-def front(students: Sequence[Student], key: Callable[[Cost], float]) -> list[Student]:
-    """Those that no other one beats in both score and cost, ascending by cost."""
-    ordered = sorted(students, key=lambda s: (key(s.cost), -s.score))
-    return [s for i, s in enumerate(ordered) if all(s.score > other.score for other in ordered[:i])]
-
-
-def survivors(
-    students: Sequence[Student], allowed: Callable[[float], float], rung: Rung, key: Callable[[Cost], float]
-) -> list[Student]:
-    """Who is taught on: the cheapest that may still reach what the best may reach, less the allowed drop; and the best.
-
-    Args:
-        students: Candidates after a round.
-        allowed: From a score to the largest drop.
-        rung: The round to come.
-        key: What is to be small.
-    """
-
-    def expected(student: Student) -> float:
-        return 1 - rung.promise * (1 - student.score)
-
-    best = max(students, key=lambda s: s.score)
-    drop = allowed(expected(best))
-    bar = expected(best) - (1 + rung.slack) * drop
-    chosen = [s for s in front(students, key) if expected(s) >= bar][: rung.most]
-    return chosen if best in chosen else [*chosen[: rung.most - 1], best]
 
 
 @dataclass(frozen=True)
@@ -294,12 +167,16 @@ class Search:
         taught = tuple(students)
         unit = portion(len(lesson.original))
         epoch = len(lesson.original) * (2 if lesson.augmented else 1)
-        rate = self._rate(students[len(students) // 2], lesson)
+        teaching = Teaching(
+            self.root, lesson, self.threads, self.seed, self.cache, self.versions, self.machine,
+            self.workers, self.say, self.tell,
+        )  # fmt: skip
+        rate = teaching.rate(students[len(students) // 2])
         students, thinned = self._fitting(students, unit / rate)
         if thinned:
             notes.append(f"only {len(students)} of {len(taught)} candidates are taught: the time is short")
             taught = tuple(students)
-        for number, rung in enumerate(RUNGS):
+        for number, rung in enumerate(halving.RUNGS):
             if number:
                 students = survivors(students, self.allowed, rung, key)
             needed = portions(len(students), number) * unit / rate
@@ -311,9 +188,9 @@ class Search:
                 notes.append(f"round {number + 1} was cut to {share:.0%}: the time is short (--search-budget)")
             epochs, took = round(share * rung.portions * unit / epoch, 2), 0.0
             if ray is not None:
-                self._teach_side_by_side(ray, students, lesson, epochs, number, rung.learning_rate)
+                teaching.side_by_side(ray, students, epochs, number, rung.learning_rate)
             for student in students:
-                took += self._teach(student, lesson, epochs, number, rung.learning_rate)
+                took += self._teach(teaching, student, epochs, number, rung.learning_rate)
             rate = len(students) * epochs * epoch / max(took, 1e-3)
             self.say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
         reference = self._reference(taught)
@@ -322,22 +199,6 @@ class Search:
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
         everyone = tuple(sorted(every, key=lambda s: key(s.cost)))
         return Found(ranked, everyone, reference, minimum, base, tuple(notes), sum(self._spent))
-
-    def _rate(self, student: Student, lesson: Lesson) -> float:
-        """Samples a second that a candidate is taught, tried on a copy."""
-
-        def make(stage: Path) -> None:
-            self.tell("how fast this machine teaches", 0, 1)
-            samples = min(1024, len(lesson.original))
-            epochs = samples / (len(lesson.original) * (2 if lesson.augmented else 1))
-            module, schedule = copy_module(student.source), Schedule(epochs=epochs, seed=self.seed)
-            started = time.monotonic()
-            train(module, lesson.path, lesson.student[0], lesson.student[1:], schedule, name=str(student.shape))
-            (stage / "rate.json").write_text(json.dumps(samples / (time.monotonic() - started)))
-
-        key = {"student": student.source.digest, "train": self.train.digest, "machine": self.machine}
-        entry, _ = self.cache.get("teaching-rate", {**key, "versions": dict(self.versions)}, make)
-        return float(json.loads((entry / "rate.json").read_text()))
 
     def _fitting(self, students: list[Student], portion_s: float) -> tuple[list[Student], bool]:
         """As many candidates as there is time to tell apart: fewer are better than many that have learned nothing."""
@@ -370,18 +231,18 @@ class Search:
         except Left as left:
             base = self.root
             notes.append(f"trim-vocabulary left out: {left}")
-        copies = copies_for(len(self.train))
         # Before the answers, which take minutes: whether there is anything to cut.
         if Encoder.of(self.root.module()) is None and not any(
             isinstance(m, torch.nn.Linear | torch.nn.modules.conv._ConvNd) for m in self.root.module().modules()
         ):
             raise Left(f"{self.root.architecture} has no layer that is known to be cut")
+        samples, copies = self._asked(notes)
         lesson = self._timed(
-            {"lesson": copies, "teacher": self.root.digest, "train": self.train.digest},
+            {"lesson": copies, "teacher": self.root.digest, "train": samples.digest},
             lambda: prepare_lesson(
                 self.root,
                 base,
-                self.train,
+                samples,
                 copies=copies,
                 seed=self.seed,
                 cache=self.cache,
@@ -390,6 +251,32 @@ class Search:
             ),
         )
         return base, lesson, notes
+
+    def _asked(self, notes: list[str]) -> tuple[Samples, int]:
+        """The training samples that the source has time to answer, and how many augmented copies of each."""
+        copies, count = copies_for(len(self.train)), len(self.train)
+        few = min(count, 64)
+
+        def make(stage: Path) -> None:
+            self.tell("how fast the source answers", 0, 1)
+            own_answers(self.root, self.train, 8)  # the first call is slower
+            started = time.monotonic()
+            own_answers(self.root, self.train, few)
+            (stage / "rate.json").write_text(json.dumps(few / (time.monotonic() - started)))
+
+        key = {"teacher": self.root.digest, "train": self.train.digest, "machine": self.machine}
+        entry, _ = self.cache.get("answering-rate", {**key, "versions": dict(self.versions)}, make)
+        rate = float(json.loads((entry / "rate.json").read_text()))
+        chosen, copies = answerable(count, copies, min(_MOST_ANSWERS, _ANSWERS * self.seconds * rate))
+        if (chosen, copies) == (count, copies_for(count)):
+            return self.train, copies
+        notes.append(
+            f"students learn from {chosen:,} of {count:,} training samples and {copies} augmented "
+            f"{'copy' if copies == 1 else 'copies'} of each: the source answers {rate:.3g} a second (--search-budget)"
+        )
+        if chosen == count:
+            return self.train, copies
+        return split_development(self.train, chosen / count, self.seed)[1], copies
 
     def _cutter(self, base: Source, lesson: Lesson) -> Cutter:
         encoder = Encoder.of(self.root.module())
@@ -493,83 +380,10 @@ class Search:
             raise PassError("outputs on the development samples are not finite")
         return self.score(logits, self.dev)
 
-    def _round_of(
-        self, student: Student, epochs: float, number: int, learning_rate: float, say: Say, tell: Tell
-    ) -> tuple[dict[str, Any], Callable[[Lesson, Path], None]]:
-        """The key of a student's next round, and the work."""
-        encoder = Encoder.of(student.source.module())
-        width = encoder.sizes().width if encoder is not None else 384
-        schedule = Schedule(
-            epochs=epochs, learning_rate=learning_rate * (384 / max(width, 384)) ** 0.5, seed=self.seed + number
-        )
-        what, name, source = f"round {number + 1}: {student.shape}", str(student.shape), student.source
-
-        def work(lesson: Lesson, stage: Path) -> None:
-            from accelerate.utils import find_executable_batch_size  # type: ignore[import-untyped]  # it ships no types
-
-            def attempt(batch_size: int) -> None:
-                if batch_size < schedule.batch_size:
-                    say(f"memory ran out: batches of {batch_size}")
-                module = copy_module(source)
-                train(
-                    module,
-                    lesson.path,
-                    lesson.student[0],
-                    lesson.student[1:],
-                    dataclasses.replace(schedule, batch_size=batch_size),
-                    name=name,
-                    progress=lambda done, total: tell(what, done, total),
-                )
-                save(dataclasses.replace(source, load_module=lambda: module, _made={}), stage)
-
-            started = time.monotonic()
-            find_executable_batch_size(attempt, starting_batch_size=schedule.batch_size)()
-            (stage / "seconds.json").write_text(json.dumps(time.monotonic() - started))
-
-        key = {
-            "student": student.source.digest,
-            "teacher": self.root.digest,
-            "train": self.train.digest,
-            "schedule": dataclasses.asdict(schedule),
-            "versions": dict(self.versions),
-        }
-        return key, work
-
-    def _teach_side_by_side(
-        self, ray: Any, students: Sequence[Student], lesson: Lesson, epochs: float, number: int, learning_rate: float
-    ) -> None:
-        """Teach the students of one round as tasks, into the cache, where :meth:`_teach` finds them."""
-        assert self.workers is not None
-        keys: dict[str, dict[str, Any]] = {}
-        works: dict[str, Callable[[Lesson, Path], None]] = {}
-        for student in students:
-            key, work = self._round_of(student, epochs, number, learning_rate, lambda _: None, lambda *_: None)
-            if not self.cache.has("student", key):
-                keys[str(student.shape)], works[str(student.shape)] = key, work
-        if not works:
-            return
-        count = self.workers.count or len(works)
-        finished: list[str] = []
-
-        def done(name: str, files: dict[str, bytes]) -> None:
-            def write(stage: Path) -> None:
-                for file, data in files.items():
-                    (stage / file).write_bytes(data)
-
-            self.cache.get("student", keys[name], write)
-            finished.append(name)
-            self.tell(f"round {number + 1}: {count} side by side", len(finished), len(works))
-
-        self.tell(f"round {number + 1}: {count} side by side", 0, len(works))
-        run_all(ray, works, lesson, threads=max(1, self.threads // count), done=done)
-
-    def _teach(self, student: Student, lesson: Lesson, epochs: float, number: int, learning_rate: float) -> float:
-        """Teach one student on; returns the seconds it took, or took when it was done."""
-        key, work = self._round_of(student, epochs, number, learning_rate, self.say, self.tell)
-        entry, cached = self.cache.get("student", key, lambda stage: work(lesson, stage))
-        took = float(json.loads((entry / "seconds.json").read_text()))
+    def _teach(self, teaching: Teaching, student: Student, epochs: float, number: int, learning_rate: float) -> float:
+        """Teach one student on, and ask how good it is; returns the seconds that the teaching took."""
+        learned, took, cached = teaching.teach(student, epochs, number, learning_rate)
         self._spent.append(took)
-        learned = load(self.root, entry)
         score, before = self._on_dev(learned), student.score
         student.epochs = round(student.epochs + epochs, 2)
         student.history.append((student.epochs, score))

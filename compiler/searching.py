@@ -15,11 +15,13 @@ from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Left
 from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.evaluate import Evaluator
+from lepto.compiler.halving import Student, front, key_of
 from lepto.compiler.metrics import score
 from lepto.compiler.pipeline import Candidate, Pipeline
 from lepto.compiler.recipe import milliseconds, number_of_bytes, seconds
-from lepto.compiler.search import Found, Search, Student, front, key_of, split_development
+from lepto.compiler.search import Found, Search
 from lepto.compiler.source import Source
+from lepto.compiler.split import split_development
 from lepto.compiler.verify import encode
 from lepto.compiler.workers import Workers
 from lepto.runtime.console import Output
@@ -29,7 +31,7 @@ from lepto.runtime.manifest import PassRecord
 if TYPE_CHECKING:
     from lepto.compiler.prepare import Prepared
 
-_DEVELOPMENT_SHARE = 0.1
+_DEVELOPMENT_SHARE, _DEVELOPMENT_MOST = 0.1, 5_000
 _TRIES = 2
 """How many students may be judged on the evaluation data, in the order that the search has fixed before."""
 
@@ -233,7 +235,7 @@ def _splits(prepared: Prepared) -> tuple[Samples, Samples]:
     if train.one_label:
         raise Left(f"{train.origin}: all {len(train)} training samples have one label, which teaches nothing")
     if recipe.dev is None:
-        return split_development(train, _DEVELOPMENT_SHARE, recipe.seed)
+        return split_development(train, min(_DEVELOPMENT_SHARE, _DEVELOPMENT_MOST / len(train)), recipe.seed)
     dev = load_samples(
         recipe.dev,
         split="validation",

@@ -46,12 +46,14 @@ class Lesson:
         original: The training samples as the teacher reads them.
         augmented: Copies.
         student: The same pools as a student with a trimmed vocabulary reads them, the original first.
+        digest: Which samples and how many copies: part of the keys of what is learned from them.
     """
 
     path: str | None
     original: Pool
     augmented: tuple[Pool, ...]
     student: tuple[Pool, ...]
+    digest: str = ""
 
 
 def copies_for(count: int) -> int:
@@ -135,7 +137,7 @@ def prepare_lesson(
             dataclasses.replace(pool, collate=_collate(base, rows))
             for pool, rows in zip(pools, renumbered, strict=True)
         ]
-    return Lesson(path, pools[0], tuple(pools[1:]), tuple(student))
+    return Lesson(path, pools[0], tuple(pools[1:]), tuple(student), f"{samples.digest} {copies}")
 
 
 def feature_bytes(module: torch.nn.Module, path: str | None, sizes: Sequence[Sequence[int]]) -> int:

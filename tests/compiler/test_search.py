@@ -18,22 +18,23 @@ from lepto.compiler.cut_encoder import encoder_shapes, kept_layers
 from lepto.compiler.cutter import Shape
 from lepto.compiler.data import Samples
 from lepto.compiler.encoder import Sizes
-from lepto.compiler.importance import Importance, gate_scores, most_important
-from lepto.compiler.latency import Curve, LatencyTable, fit_to_latency
-from lepto.compiler.pipeline import Budget
-from lepto.compiler.recipe import make_recipe, milliseconds, number_of_bytes, seconds
-from lepto.compiler.search import (
+from lepto.compiler.halving import (
     RUNGS,
     Rung,
     Student,
     allowed_share,
+    answerable,
     front,
     key_of,
     portion,
     portions,
-    split_development,
     survivors,
 )
+from lepto.compiler.importance import Importance, gate_scores, most_important
+from lepto.compiler.latency import Curve, LatencyTable, fit_to_latency
+from lepto.compiler.pipeline import Budget
+from lepto.compiler.recipe import make_recipe, milliseconds, number_of_bytes, seconds
+from lepto.compiler.split import split_development
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Metric
 
@@ -209,3 +210,21 @@ def test_the_budget_of_nobody_names_the_closest(tmp_path: Path) -> None:
     notes: list[str] = []
     assert dataclasses.replace(made, size=None, latency_ms=1.0)._within([near, far], notes) == [near]
     assert notes == ["1 of 2 candidates keep --latency-budget 1 ms"]
+
+
+@pytest.mark.parametrize(
+    ("count", "copies", "most", "expected"),
+    [
+        (10_000, 5, 60_000, (10_000, 5)),  # all of it fits
+        (10_000, 5, 45_000, (10_000, 3)),  # copies are given up first
+        (10_000, 5, 20_000, (10_000, 1)),
+        (120_000, 4, 200_000, (84_000, 1)),  # then samples, in steps
+        (120_000, 4, 15_000, (6_000, 1)),
+        (120_000, 4, 100, (2_400, 1)),
+        (300, 30, 10, (300, 1)),  # few samples are never thinned
+    ],
+)
+def test_a_slow_source_is_asked_about_fewer_samples(
+    count: int, copies: int, most: float, expected: tuple[int, int]
+) -> None:
+    assert answerable(count, copies, most) == expected

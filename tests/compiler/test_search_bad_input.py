@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lepto.compiler import search
+from lepto.compiler import halving, teaching
 
 from .conftest import LABELS, Lepto, Toy, toy_rows, write_csv
 from .test_searching import short  # noqa: F401  # short searches here, too
@@ -71,7 +71,7 @@ def test_where_memory_runs_out_batches_get_smaller(
     toy: Toy, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lepto: Lepto
 ) -> None:
     sizes: list[int] = []
-    real = search.train
+    real = teaching.train
 
     def scarce(module: Any, path: Any, original: Any, augmented: Any, schedule: Any, **options: Any) -> Any:
         sizes.append(schedule.batch_size)
@@ -79,9 +79,9 @@ def test_where_memory_runs_out_batches_get_smaller(
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory")
         return real(module, path, original, augmented, schedule, **options)
 
-    monkeypatch.setattr(search, "train", scarce)
-    monkeypatch.setattr(search, "RUNGS", search.RUNGS[:1])
-    monkeypatch.setattr(search.Search, "_rate", lambda *_: 1000.0)
+    monkeypatch.setattr(teaching, "train", scarce)
+    monkeypatch.setattr(halving, "RUNGS", halving.RUNGS[:1])
+    monkeypatch.setattr(teaching.Teaching, "rate", lambda *_: 1000.0)
     flags = [flag for flag in toy.flags() if flag not in ("--search-budget", "0")]
     ran = lepto("compile", *flags, "-o", tmp_path / "out")
     assert ran.code == 0, ran.err

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lepto.compiler import Recipe, compile_model, costs, cut_channels, cut_encoder, search
+from lepto.compiler import Recipe, compile_model, costs, cut_channels, cut_encoder, halving, search, teaching
 from lepto.compiler.data import Samples
+from lepto.compiler.split import split_development
 from lepto.compiler.workers import Workers, cluster, run_all
 from lepto.runtime import Session, TextClassifier
 from lepto.runtime.errors import LeptoError
@@ -66,7 +67,7 @@ def test_without_passes_a_smaller_model_is_found_and_the_same_again(
     def teach(*_args: Any, **_options: Any) -> Any:
         raise AssertionError("nothing is to be taught again")
 
-    monkeypatch.setattr(search, "train", teach)
+    monkeypatch.setattr(teaching, "train", teach)
     again = compile_model(recipe(toy), tmp_path / "again")
     assert again.manifest.result.digest == package.manifest.result.digest
     same = again.manifest.environment["search"]
@@ -79,7 +80,7 @@ def test_a_search_that_was_broken_off_goes_on_where_it_was(
     toy: Toy, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught: list[str] = []
-    real = search.train
+    real = teaching.train
 
     def interrupted(*args: Any, **options: Any) -> Any:
         if len(taught) == 2:
@@ -87,7 +88,7 @@ def test_a_search_that_was_broken_off_goes_on_where_it_was(
         taught.append(options["name"])
         return real(*args, **options)
 
-    monkeypatch.setattr(search, "train", interrupted)
+    monkeypatch.setattr(teaching, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compile_model(recipe(toy), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -97,7 +98,7 @@ def test_a_search_that_was_broken_off_goes_on_where_it_was(
         taught.append(options["name"])
         return real(*args, **options)
 
-    monkeypatch.setattr(search, "train", counted)
+    monkeypatch.setattr(teaching, "train", counted)
     compile_model(recipe(toy), tmp_path / "out")
     # The trial of the speed and the first student are there; the second one of the first round comes next.
     assert len(before) == 2
@@ -176,7 +177,7 @@ def test_labels_of_tokens_are_split_too() -> None:
     labels = np.empty(20, dtype=object)
     labels[:] = [[0, 1]] * 20
     samples = Samples(tuple(map(str, range(20))), labels, "here")
-    train, dev = search.split_development(samples, 0.1, 0)
+    train, dev = split_development(samples, 0.1, 0)
     assert (len(train), len(dev)) == (18, 2)
 
 
@@ -184,15 +185,15 @@ def test_students_are_taught_side_by_side(
     toy: Toy, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr(search, "RUNGS", search.RUNGS[:1])
+    monkeypatch.setattr(halving, "RUNGS", halving.RUNGS[:1])
     ran: list[list[str]] = []
-    real = search.run_all
+    real = teaching.run_all
 
     def watch(ray: Any, works: Any, *args: Any, **options: Any) -> None:
         ran.append(list(works))
         real(ray, works, *args, **options)
 
-    monkeypatch.setattr(search, "run_all", watch)
+    monkeypatch.setattr(teaching, "run_all", watch)
     package = compile_model(recipe(toy, workers="2", search_budget="10m"), tmp_path / "out")
     found = package.manifest.environment["search"]
     assert ran == [[c["shape"] for c in found["candidates"]]]

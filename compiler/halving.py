@@ -1,0 +1,143 @@
+"""Successive halving: rounds of teaching, who goes on to the next one, and what of it fits into the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from lepto.compiler.costs import Cost
+from lepto.compiler.cutter import Shape
+from lepto.compiler.source import Source
+
+Objective = Literal["latency", "throughput", "size"]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One round of teaching.
+
+    Attributes:
+        portions: How much each candidate is taught, see :func:`portion`.
+        most: How many go on to it.
+        promise: The share of the errors after the round before that is expected to stay to the end; from the learning
+            curves of a few students, which lie close together.
+        slack: How far below the lowest score that is looked for the expected one may lie, in allowed drops.
+        learning_rate: Peak, at a width of 384.
+    """
+
+    portions: float
+    most: int
+    promise: float
+    slack: float
+    learning_rate: float
+
+
+RUNGS = (Rung(1, 12, 1.0, 9.0, 1e-3), Rung(3, 4, 0.75, 1.0, 7e-4), Rung(5, 2, 0.9, 0.5, 7e-4))
+"""Successive halving: all a little, four more, two to the end."""
+
+
+@dataclass
+class Student:
+    """A candidate with what is known of it.
+
+    Attributes:
+        shape: What it is cut to.
+        source: The module, cut and taught so far.
+        cost: Measured.
+        score: On the development samples.
+        epochs: How long it was taught.
+        history: Epochs and score after each round.
+    """
+
+    shape: Shape
+    source: Source
+    cost: Cost
+    score: float = 0.0
+    epochs: float = 0.0
+    history: list[tuple[float, float]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"shape": self.shape.name, "score": self.score, "epochs": self.epochs, **self.cost.to_json()}
+
+
+def portion(count: int) -> int:
+    """Samples that one portion of teaching holds: all of them and as many augmented copies, within bounds."""
+    return int(np.clip(2 * count, 12_000, 40_000))
+
+
+def allowed_share(needed_s: float, left_s: float) -> float:
+    """The part of a plan that fits into the time, in steps, so that noise of the clock seldom changes it."""
+    steps = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
+    return next((step for step in steps if step * needed_s <= left_s), 0.0)
+
+
+def answerable(count: int, copies: int, most: float) -> tuple[int, int]:
+    """How many samples the source is asked about, and how many copies of each, if it can answer so many in time.
+
+    Copies are given up before samples, down to one: samples say more than copies of them.
+
+    Args:
+        count: Training samples.
+        copies: Augmented copies of each that are wanted.
+        most: Answers that there is time for.
+
+    Returns:
+        Samples and copies. Noise in ``most`` seldom changes the samples: they are a step of :func:`allowed_share`.
+    """
+    if count * (1 + copies) <= most:
+        return count, copies
+    if 2 * count <= most:
+        return count, max(1, int(most // count) - 1)
+    return max(min(count, 500), round(count * (allowed_share(2 * count, most) or _LEAST_SHARE))), 1
+
+
+_LEAST_SHARE = 0.02
+
+
+def portions(students: int, number: int) -> float:
+    """Portions of teaching from a round to the end of the search.
+
+    Args:
+        students: How many take part in it.
+        number: The round, from 0.
+    """
+    return sum(rung.portions * min(students, rung.most) for rung in RUNGS[number:])
+
+
+def key_of(objective: Objective) -> Callable[[Cost], float]:
+    """What is to be small."""
+    if objective == "throughput":
+        return lambda cost: -cost.throughput
+    return (lambda cost: cost.p50_ms) if objective == "latency" else lambda cost: float(cost.bytes)
+
+
+def front(students: Sequence[Student], key: Callable[[Cost], float]) -> list[Student]:
+    """Those that no other one beats in both score and cost, ascending by cost."""
+    ordered = sorted(students, key=lambda s: (key(s.cost), -s.score))
+    return [s for i, s in enumerate(ordered) if all(s.score > other.score for other in ordered[:i])]
+
+
+def survivors(
+    students: Sequence[Student], allowed: Callable[[float], float], rung: Rung, key: Callable[[Cost], float]
+) -> list[Student]:
+    """Who is taught on: the cheapest that may still reach what the best may reach, less the allowed drop; and the best.
+
+    Args:
+        students: Candidates after a round.
+        allowed: From a score to the largest drop.
+        rung: The round to come.
+        key: What is to be small.
+    """
+
+    def expected(student: Student) -> float:
+        return 1 - rung.promise * (1 - student.score)
+
+    best = max(students, key=lambda s: s.score)
+    drop = allowed(expected(best))
+    bar = expected(best) - (1 + rung.slack) * drop
+    chosen = [s for s in front(students, key) if expected(s) >= bar][: rung.most]
+    return chosen if best in chosen else [*chosen[: rung.most - 1], best]

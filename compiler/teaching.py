@@ -1,0 +1,156 @@
+"""Rounds of teaching: one student after the other, or side by side; every round's result is kept in the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lepto.compiler.cache import Cache
+from lepto.compiler.derived import copy_module, load, save
+from lepto.compiler.encoder import Encoder
+from lepto.compiler.halving import Student
+from lepto.compiler.source import Source
+from lepto.compiler.training.lesson import Lesson
+from lepto.compiler.training.loop import Schedule, train
+from lepto.compiler.workers import Workers, run_all
+
+Say = Callable[[str], None]
+Tell = Callable[[str, int, int], None]
+"""Told what is being done, and how many of how many steps are done."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What all rounds have in common.
+
+    Attributes:
+        root: The source, which teaches.
+        lesson: Samples with its answers.
+        threads: In all.
+        seed: Of everything random.
+        cache: Where students are kept.
+        versions: Part of every key.
+        machine: What identifies this machine's speed.
+        workers: Where the students of a round are taught side by side; None teaches one after the other.
+        say: For people.
+        tell: Progress.
+    """
+
+    root: Source
+    lesson: Lesson
+    threads: int
+    seed: int
+    cache: Cache
+    versions: Mapping[str, str]
+    machine: str
+    workers: Workers | None
+    say: Say
+    tell: Tell
+
+    def rate(self, student: Student) -> float:
+        """Samples a second that a candidate is taught, tried on a copy."""
+
+        def make(stage: Path) -> None:
+            self.tell("how fast this machine teaches", 0, 1)
+            samples = min(1024, len(self.lesson.original))
+            epochs = samples / (len(self.lesson.original) * (2 if self.lesson.augmented else 1))
+            module, schedule = copy_module(student.source), Schedule(epochs=epochs, seed=self.seed)
+            started = time.monotonic()
+            train(
+                module,
+                self.lesson.path,
+                self.lesson.student[0],
+                self.lesson.student[1:],
+                schedule,
+                name=str(student.shape),
+            )
+            (stage / "rate.json").write_text(json.dumps(samples / (time.monotonic() - started)))
+
+        key = {"student": student.source.digest, "train": self.lesson.digest, "machine": self.machine}
+        entry, _ = self.cache.get("teaching-rate", {**key, "versions": dict(self.versions)}, make)
+        return float(json.loads((entry / "rate.json").read_text()))
+
+    def teach(self, student: Student, epochs: float, number: int, learning_rate: float) -> tuple[Source, float, bool]:
+        """One round of one student.
+
+        Returns:
+            What it has become, the seconds it took (or took when it was done), and whether it came from the cache.
+        """
+        key, work = self.round_of(student, epochs, number, learning_rate, self.say, self.tell)
+        entry, cached = self.cache.get("student", key, lambda stage: work(self.lesson, stage))
+        return load(self.root, entry), float(json.loads((entry / "seconds.json").read_text())), cached
+
+    def round_of(
+        self, student: Student, epochs: float, number: int, learning_rate: float, say: Say, tell: Tell
+    ) -> tuple[dict[str, Any], Callable[[Lesson, Path], None]]:
+        """The key of a student's next round, and the work."""
+        encoder = Encoder.of(student.source.module())
+        width = encoder.sizes().width if encoder is not None else 384
+        schedule = Schedule(
+            epochs=epochs, learning_rate=learning_rate * (384 / max(width, 384)) ** 0.5, seed=self.seed + number
+        )
+        what, name, source = f"round {number + 1}: {student.shape}", str(student.shape), student.source
+
+        def work(lesson: Lesson, stage: Path) -> None:
+            from accelerate.utils import find_executable_batch_size  # type: ignore[import-untyped]  # it ships no types
+
+            def attempt(batch_size: int) -> None:
+                if batch_size < schedule.batch_size:
+                    say(f"memory ran out: batches of {batch_size}")
+                module = copy_module(source)
+                train(
+                    module,
+                    lesson.path,
+                    lesson.student[0],
+                    lesson.student[1:],
+                    dataclasses.replace(schedule, batch_size=batch_size),
+                    name=name,
+                    progress=lambda done, total: tell(what, done, total),
+                )
+                save(dataclasses.replace(source, load_module=lambda: module, _made={}), stage)
+
+            started = time.monotonic()
+            find_executable_batch_size(attempt, starting_batch_size=schedule.batch_size)()
+            (stage / "seconds.json").write_text(json.dumps(time.monotonic() - started))
+
+        key = {
+            "student": student.source.digest,
+            "teacher": self.root.digest,
+            "train": self.lesson.digest,
+            "schedule": dataclasses.asdict(schedule),
+            "versions": dict(self.versions),
+        }
+        return key, work
+
+    def side_by_side(
+        self, ray: Any, students: Sequence[Student], epochs: float, number: int, learning_rate: float
+    ) -> None:
+        """Teach the students of one round as tasks, into the cache, where :meth:`teach` finds them."""
+        assert self.workers is not None
+        keys: dict[str, dict[str, Any]] = {}
+        works: dict[str, Callable[[Lesson, Path], None]] = {}
+        for student in students:
+            key, work = self.round_of(student, epochs, number, learning_rate, lambda _: None, lambda *_: None)
+            if not self.cache.has("student", key):
+                keys[str(student.shape)], works[str(student.shape)] = key, work
+        if not works:
+            return
+        count = self.workers.count or len(works)
+        finished: list[str] = []
+
+        def done(name: str, files: dict[str, bytes]) -> None:
+            def write(stage: Path) -> None:
+                for file, data in files.items():
+                    (stage / file).write_bytes(data)
+
+            self.cache.get("student", keys[name], write)
+            finished.append(name)
+            self.tell(f"round {number + 1}: {count} side by side", len(finished), len(works))
+
+        self.tell(f"round {number + 1}: {count} side by side", 0, len(works))
+        run_all(ray, works, self.lesson, threads=max(1, self.threads // count), done=done)
