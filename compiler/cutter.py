@@ -37,5 +37,8 @@ class Cutter(Protocol):
     def shapes(self) -> list[Shape]:
         """Candidates, ascending by cost."""
 
+    def larger(self) -> list[Shape]:
+        """Shapes that cost more than the candidates, for where none of those is good enough; ascending by cost."""
+
     def cut(self, shape: Shape) -> Source:
         """A new source of that shape, not taught yet."""

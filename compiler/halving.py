@@ -11,6 +11,7 @@ import numpy as np
 from lepto.compiler.costs import Cost
 from lepto.compiler.cutter import Shape
 from lepto.compiler.source import Source
+from lepto.runtime.errors import LeptoError
 
 Objective = Literal["latency", "throughput", "size"]
 
@@ -37,6 +38,9 @@ class Rung:
 
 RUNGS = (Rung(1, 12, 1.0, 9.0, 1e-3), Rung(3, 4, 0.75, 1.0, 7e-4), Rung(5, 2, 0.9, 0.5, 7e-4))
 """Successive halving: all a little, four more, two to the end."""
+
+LARGER = Rung(3, 1, 1.0, 0.0, 4e-4)
+"""Where none of them is good enough, how much a larger one is taught."""
 
 
 @dataclass
@@ -122,15 +126,23 @@ def front(students: Sequence[Student], key: Callable[[Cost], float]) -> list[Stu
 
 
 def survivors(
-    students: Sequence[Student], allowed: Callable[[float], float], rung: Rung, key: Callable[[Cost], float]
+    students: Sequence[Student],
+    allowed: Callable[[float], float],
+    rung: Rung,
+    key: Callable[[Cost], float],
+    room: int = 0,
 ) -> list[Student]:
     """Who is taught on: the cheapest that may still reach what the best may reach, less the allowed drop; and the best.
+
+    After one round a score says little of what a student can become: where time is left, larger ones that are beaten so
+    far go on as well, the best of them first.
 
     Args:
         students: Candidates after a round.
         allowed: From a score to the largest drop.
         rung: The round to come.
         key: What is to be small.
+        room: How many there is time for.
     """
 
     def expected(student: Student) -> float:
@@ -140,4 +152,44 @@ def survivors(
     drop = allowed(expected(best))
     bar = expected(best) - (1 + rung.slack) * drop
     chosen = [s for s in front(students, key) if expected(s) >= bar][: rung.most]
-    return chosen if best in chosen else [*chosen[: rung.most - 1], best]
+    if best not in chosen:
+        chosen = [*chosen[: rung.most - 1], best]
+    others = [s for s in sorted(students, key=lambda s: -s.score) if s not in chosen and expected(s) >= bar]
+    return [*chosen, *others[: max(0, min(room, rung.most) - len(chosen))]]
+
+
+def within(students: Sequence[Student], latency_ms: float | None, size: int | None) -> tuple[list[Student], str]:
+    """The candidates that keep the latency and size budgets.
+
+    Args:
+        students: Candidates with their measured costs.
+        latency_ms: The most that the median of one sample may take; None without a limit.
+        size: The most bytes; None without a limit.
+
+    Returns:
+        Those that do, and how many of how many; no words without a limit.
+
+    Raises:
+        LeptoError: None does; the closest is named (exit code 1).
+    """
+    kept = [
+        s
+        for s in students
+        if (latency_ms is None or s.cost.p50_ms <= latency_ms) and (size is None or s.cost.bytes <= size)
+    ]
+    limits = [
+        *([f"--latency-budget {latency_ms:g} ms"] if latency_ms is not None else []),
+        *([f"--size-budget {size / 1e6:g} MB"] if size is not None else []),
+    ]
+    if not kept:
+        closest = min(students, key=lambda s: max(
+            s.cost.p50_ms / latency_ms if latency_ms else 0, s.cost.bytes / size if size else 0
+        ))  # fmt: skip
+        rows = "\n".join(f"  {s.shape}: {s.cost.p50_ms:.3f} ms, {s.cost.bytes / 1e6:.2f} MB" for s in students)
+        raise LeptoError(
+            f"no candidate keeps {' and '.join(limits)}; what was measured, before any was taught:\n{rows}\n"
+            f"The closest is {closest.shape}: {closest.cost.p50_ms:.3f} ms, {closest.cost.bytes / 1e6:.2f} MB. "
+            "No package was written: allow more",
+            exit_code=1,
+        )
+    return kept, f"{len(kept)} of {len(students)} candidates keep {' and '.join(limits)}" if limits else ""

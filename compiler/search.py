@@ -33,6 +33,7 @@ from lepto.compiler.cutter import Cutter, Shape
 from lepto.compiler.data import Samples
 from lepto.compiler.encoder import Encoder
 from lepto.compiler.halving import (
+    LARGER,
     Objective,
     Student,
     allowed_share,
@@ -42,6 +43,7 @@ from lepto.compiler.halving import (
     portion,
     portions,
     survivors,
+    within,
 )
 from lepto.compiler.latency import Curve, LatencyTable, measure_table
 from lepto.compiler.passes.trim_vocabulary import TrimVocabulary
@@ -162,11 +164,11 @@ class Search:
         key = key_of(self.objective)
         every = self._measured(base, [(shape, cutter.cut(shape)) for shape in shapes], notes)
         every.sort(key=lambda s: key(s.cost))
-        students = self._within(every, notes)
+        students, kept = within(every, self.latency_ms, self.size)
+        notes += [kept] if kept else []
         self.say(f"{len(students)} candidates, from {students[0].shape} to {students[-1].shape}")
         taught = tuple(students)
         unit = portion(len(lesson.original))
-        epoch = len(lesson.original) * (2 if lesson.augmented else 1)
         teaching = Teaching(
             self.root, lesson, self.threads, self.seed, self.cache, self.versions, self.machine,
             self.workers, self.say, self.tell,
@@ -178,7 +180,16 @@ class Search:
             taught = tuple(students)
         for number, rung in enumerate(halving.RUNGS):
             if number:
-                students = survivors(students, self.allowed, rung, key)
+                left_s = self.seconds - sum(self._spent)
+                room = max(
+                    (
+                        n
+                        for n in range(rung.most + 1)
+                        if allowed_share(portions(n, number) * unit / rate, left_s) == 1.0
+                    ),
+                    default=0,
+                )
+                students = survivors(students, self.allowed, rung, key, room)
             needed = portions(len(students), number) * unit / rate
             share = allowed_share(needed, self.seconds - sum(self._spent)) or (0.0 if number else _LEAST)
             if share == 0.0:
@@ -186,19 +197,53 @@ class Search:
                 break
             if share < 1:
                 notes.append(f"round {number + 1} was cut to {share:.0%}: the time is short (--search-budget)")
-            epochs, took = round(share * rung.portions * unit / epoch, 2), 0.0
+            epochs, took = round(share * rung.portions * unit / teaching.epoch, 2), 0.0
             if ray is not None:
                 teaching.side_by_side(ray, students, epochs, number, rung.learning_rate)
             for student in students:
                 took += self._teach(teaching, student, epochs, number, rung.learning_rate)
-            rate = len(students) * epochs * epoch / max(took, 1e-3)
+            rate = len(students) * epochs * teaching.epoch / max(took, 1e-3)
             self.say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
         reference = self._reference(taught)
         minimum = reference - self.allowed(reference)
+        if self.clean and max(s.score for s in taught) < minimum:
+            more = self._larger(base, cutter, teaching, minimum, unit / teaching.epoch, notes)
+            taught, every = (*taught, *more), [*every, *more]
         ranked, margin = self._ranked(taught, reference, minimum, key)
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
         everyone = tuple(sorted(every, key=lambda s: key(s.cost)))
         return Found(ranked, everyone, reference, minimum, base, tuple(notes), sum(self._spent))
+
+    def _larger(
+        self, base: Source, cutter: Cutter, teaching: Teaching, minimum: float, portion_epochs: float, notes: list[str]
+    ) -> list[Student]:
+        """Where no candidate has become good enough and time is left: larger ones, the cheapest first.
+
+        They keep more of the source, so that they learn at a lower rate, and all they are given at once.
+        """
+        shapes = cutter.larger()
+        if not shapes:
+            return []
+        found, taught = self._measured(base, [(shape, cutter.cut(shape)) for shape in shapes], notes), []
+        try:
+            found, _ = within(found, self.latency_ms, self.size)
+        except LeptoError:
+            return []
+        found.sort(key=lambda s: s.shape.predicted_ms)
+        for student in found:
+            left_s = self.seconds - sum(self._spent)
+            needed_s = LARGER.portions * portion_epochs * teaching.epoch / teaching.rate(student)
+            share = allowed_share(needed_s, left_s)
+            if share < _ENOUGH:
+                notes.append(f"no time is left to teach {student.shape}: {needed_s / 60:.0f} minutes (--search-budget)")
+                break
+            self.say(f"none is good enough yet (at least {minimum:.4f} is looked for): a larger one is taught")
+            epochs = round(share * LARGER.portions * portion_epochs, 2)
+            self._teach(teaching, student, epochs, len(halving.RUNGS), LARGER.learning_rate)
+            taught.append(student)
+            if student.score >= minimum:
+                break
+        return taught
 
     def _fitting(self, students: list[Student], portion_s: float) -> tuple[list[Student], bool]:
         """As many candidates as there is time to tell apart: fewer are better than many that have learned nothing."""
@@ -331,33 +376,6 @@ class Search:
         if not stored:
             raise Left(f"no candidate could be exported: {notes[-1] if notes else ''}")
         return [Student(*candidates[int(place)], Cost(**cost)) for place, cost in stored.items()]
-
-    def _within(self, students: list[Student], notes: list[str]) -> list[Student]:
-        """The candidates that keep the latency and size budgets."""
-        kept = [
-            s
-            for s in students
-            if (self.latency_ms is None or s.cost.p50_ms <= self.latency_ms)
-            and (self.size is None or s.cost.bytes <= self.size)
-        ]
-        limits = [
-            *([f"--latency-budget {self.latency_ms:g} ms"] if self.latency_ms is not None else []),
-            *([f"--size-budget {self.size / 1e6:g} MB"] if self.size is not None else []),
-        ]
-        if not kept:
-            closest = min(students, key=lambda s: max(
-                s.cost.p50_ms / self.latency_ms if self.latency_ms else 0, s.cost.bytes / self.size if self.size else 0
-            ))  # fmt: skip
-            rows = "\n".join(f"  {s.shape}: {s.cost.p50_ms:.3f} ms, {s.cost.bytes / 1e6:.2f} MB" for s in students)
-            raise LeptoError(
-                f"no candidate keeps {' and '.join(limits)}; what was measured, before any was taught:\n{rows}\n"
-                f"The closest is {closest.shape}: {closest.cost.p50_ms:.3f} ms, {closest.cost.bytes / 1e6:.2f} MB. "
-                "No package was written: allow more",
-                exit_code=1,
-            )
-        if limits:
-            notes.append(f"{len(kept)} of {len(students)} candidates keep {' and '.join(limits)}")
-        return kept
 
     def _reference(self, students: Sequence[Student]) -> float:
         """What the budget is counted from: the source where it has not seen the samples, else the best student."""

@@ -52,13 +52,18 @@ class Teaching:
     say: Say
     tell: Tell
 
+    @property
+    def epoch(self) -> int:
+        """Samples of one epoch: each once as it is, and once as an augmented copy."""
+        return len(self.lesson.original) * (2 if self.lesson.augmented else 1)
+
     def rate(self, student: Student) -> float:
         """Samples a second that a candidate is taught, tried on a copy."""
 
         def make(stage: Path) -> None:
             self.tell("how fast this machine teaches", 0, 1)
             samples = min(1024, len(self.lesson.original))
-            epochs = samples / (len(self.lesson.original) * (2 if self.lesson.augmented else 1))
+            epochs = samples / self.epoch
             module, schedule = copy_module(student.source), Schedule(epochs=epochs, seed=self.seed)
             started = time.monotonic()
             train(

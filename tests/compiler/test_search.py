@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ import pytest
 import torch
 
 from lepto.compiler import search
-from lepto.compiler.cache import Cache
 from lepto.compiler.costs import Cost
-from lepto.compiler.cut_encoder import encoder_shapes, kept_layers
+from lepto.compiler.cut_encoder import EncoderCutter, encoder_shapes, kept_layers
 from lepto.compiler.cutter import Shape
 from lepto.compiler.data import Samples
 from lepto.compiler.encoder import Sizes
@@ -29,6 +27,7 @@ from lepto.compiler.halving import (
     portion,
     portions,
     survivors,
+    within,
 )
 from lepto.compiler.importance import Importance, gate_scores, most_important
 from lepto.compiler.latency import Curve, LatencyTable, fit_to_latency
@@ -77,6 +76,16 @@ def test_the_front_is_what_no_other_one_beats() -> None:
     assert front([fast, _student(9.0, 0.9, throughput=7.0)], key_of("throughput"))[0].cost.throughput == 7.0
 
 
+def test_larger_shapes_begin_where_the_candidates_end() -> None:
+    sizes = Sizes((4,) * 6, (256,) * 6, 32, 128, 1000, 64)
+    importance = Importance([torch.rand(4) for _ in range(6)], [torch.rand(256) for _ in range(6)], torch.rand(128))
+    cutter = EncoderCutter(None, sizes, importance, TABLE, last_row_only=True)  # type: ignore[arg-type]
+    costs = [shape.predicted_ms for shape in [*cutter.shapes(), *cutter.larger()]]
+    assert costs == sorted(costs)
+    assert max(len(shape.what.layers) for shape in cutter.larger()) == 6
+    assert dataclasses.replace(cutter, strict=True).larger() == []
+
+
 def test_survivors_are_the_fastest_that_may_reach_it_and_the_best() -> None:
     hopeless, fast, dominated, best = (
         _student(0.1, 0.70), _student(0.2, 0.90), _student(0.3, 0.89), _student(0.9, 0.95)
@@ -85,6 +94,10 @@ def test_survivors_are_the_fastest_that_may_reach_it_and_the_best() -> None:
     # Half of the errors are expected to go: 0.95 and 0.975, and two drops of 0.02 lie between them.
     assert survivors([best, dominated, fast, hopeless], lambda _: 0.02, rung, FASTEST) == [fast, best]
     assert survivors([best, fast], lambda _: 0.01, rung, FASTEST) == [best]
+    # With time to spare those that are beaten so far go on, too, but not the hopeless.
+    every = [best, dominated, fast, hopeless]
+    assert survivors(every, lambda _: 0.02, rung, FASTEST, room=9) == [fast, best, dominated]
+    assert survivors(every, lambda _: 0.02, rung, FASTEST, room=2) == [fast, best]
     only = dataclasses.replace(rung, most=1)
     assert survivors([best, fast], lambda _: 0.02, only, FASTEST) == [best]
 
@@ -197,19 +210,16 @@ def test_a_bound_asks_for_more_than_a_point_estimate() -> None:
     assert "95% lower bound of -0.0" in strict.said(worse, after)
 
 
-def test_the_budget_of_nobody_names_the_closest(tmp_path: Path) -> None:
-    made = search.Search(
-        root=None, train=None, dev=None, clean=True, allowed=lambda _: 0.1, score=lambda *_: 0.0, seconds=1.0,
-        threads=1, seed=0, cache=Cache(tmp_path), versions={}, machine="", say=print, tell=lambda *_: None,
-        latency_ms=0.05, size=10,
-    )  # type: ignore[arg-type]  # only the budgets are read  # fmt: skip
+def test_the_budget_of_nobody_names_the_closest() -> None:
     near, far = _student(0.06, 0.0, size=11), _student(5.0, 0.0, size=1)
     with pytest.raises(LeptoError, match=r"(?s)--latency-budget 0.05 ms and --size-budget.*closest is 0.06 ms") as told:
-        made._within([near, far], [])
+        within([near, far], 0.05, 10)
     assert told.value.exit_code == 1
-    notes: list[str] = []
-    assert dataclasses.replace(made, size=None, latency_ms=1.0)._within([near, far], notes) == [near]
-    assert notes == ["1 of 2 candidates keep --latency-budget 1 ms"]
+    assert within([near, far], 0.1, 20) == (
+        [near],
+        "1 of 2 candidates keep --latency-budget 0.1 ms and --size-budget 2e-05 MB",
+    )
+    assert within([near, far], None, None) == ([near, far], "")
 
 
 @pytest.mark.parametrize(

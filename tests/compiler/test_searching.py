@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lepto.compiler import Recipe, compile_model, costs, cut_channels, cut_encoder, halving, search, teaching
+from lepto.compiler.cutter import Shape
 from lepto.compiler.data import Samples
 from lepto.compiler.split import split_development
 from lepto.compiler.workers import Workers, cluster, run_all
@@ -103,6 +104,36 @@ def test_a_search_that_was_broken_off_goes_on_where_it_was(
     # The trial of the speed and the first student are there; the second one of the first round comes next.
     assert len(before) == 2
     assert taught[2] != before[1]
+
+
+def test_where_no_candidate_is_good_enough_a_larger_one_is_taught(
+    toy: Toy, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = cut_encoder.EncoderCutter.shapes
+
+    def small(self: cut_encoder.EncoderCutter) -> list[Shape]:
+        return every(self)[:1]
+
+    def large(self: cut_encoder.EncoderCutter) -> list[Shape]:
+        return every(self)[1:]
+
+    real = search.Search._on_dev
+    asked: list[int] = []
+
+    def score(self: search.Search, source: Any) -> float:
+        asked.append(source.parameters)
+        if len(set(asked)) == 1:  # the smallest, after each round
+            return 0.2
+        return real(self, source)
+
+    monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", small)
+    monkeypatch.setattr(cut_encoder.EncoderCutter, "larger", large)
+    monkeypatch.setattr(search.Search, "_on_dev", score)
+    package = compile_model(recipe(toy, dev=toy.train), tmp_path / "out")
+    found = package.manifest.environment["search"]
+    taught = [candidate["shape"] for candidate in found["candidates"] if candidate["epochs"]]
+    assert len(taught) >= 2
+    assert found["winner"] == taught[-1]
 
 
 @pytest.mark.parametrize("name", ["table"])
