@@ -153,24 +153,9 @@ def attention_varlen(
         TypeError: A dtype is not supported.
     """
     check_implementation(implementation)
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.ndim != 3:
-            raise ValueError(f"{name} must be packed, [T, H, D], got shape {tuple(tensor.shape)}")
-    check_tensors(q=q, k=k, v=v)
-    if k.shape != v.shape or q.shape[2] != k.shape[2]:
-        raise ValueError(f"q, k and v must agree, [T, H, D]: they are {[*q.shape]}, {[*k.shape]} and {[*v.shape]}")
-    check_head_dim(q.shape[2])
-    check_heads(q.shape[1], k.shape[1])
     cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     max_seqlen_k = max_seqlen_q if max_seqlen_k is None else max_seqlen_k
-    check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q, values=check_values)
-    check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k, values=check_values)
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
-        raise ValueError(
-            f"cu_seqlens_q and cu_seqlens_k must have as many sequences: they have {cu_seqlens_q.numel() - 1} and "
-            f"{cu_seqlens_k.numel() - 1}"
-        )
-    check_slopes(alibi_slopes, cu_seqlens_q.numel() - 1, q.shape[1])
+    check_packed(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, alibi_slopes, values=check_values)
     check_numbers(window, softcap, scale)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     seen = seen_window(window, causal=causal)
@@ -189,6 +174,37 @@ def attention_varlen(
             packed=(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
         )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+def check_packed(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    alibi_slopes: torch.Tensor | None,
+    *,
+    values: bool,
+) -> None:
+    """``[T_q, H, D]`` and twice ``[T_k, G, D]`` with their ``cu_seqlens``; ``values=False`` trusts those's numbers."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.ndim != 3:
+            raise ValueError(f"{name} must be packed, [T, H, D], got shape {tuple(tensor.shape)}")
+    check_tensors(q=q, k=k, v=v)
+    if k.shape != v.shape or q.shape[2] != k.shape[2]:
+        raise ValueError(f"q, k and v must agree, [T, H, D]: they are {[*q.shape]}, {[*k.shape]} and {[*v.shape]}")
+    check_head_dim(q.shape[2])
+    check_heads(q.shape[1], k.shape[1])
+    check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q, values=values)
+    check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k, values=values)
+    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+        raise ValueError(
+            f"cu_seqlens_q and cu_seqlens_k must have as many sequences: they have {cu_seqlens_q.numel() - 1} and "
+            f"{cu_seqlens_k.numel() - 1}"
+        )
+    check_slopes(alibi_slopes, cu_seqlens_q.numel() - 1, q.shape[1])
 
 
 def seen_window(window: Window | None, *, causal: bool) -> Window:

@@ -98,7 +98,7 @@ def attention_int8(
     check_slopes(alibi_slopes, batch, heads)
     check_numbers(window, 0.0, scale)
     scale = head_dim**-0.5 if scale is None else scale
-    config = choose(architecture_of(q), head_dim, rows)
+    config = choose(architecture_of(q), head_dim, rows, rich=bias is not None or alibi_slopes is not None)
     mean = keys_mean(k, lengths) if smooth else None
     q8, q_scale = quantize_blocks(q, config.block_m)
     k8, k_scale = quantize_blocks(k, config.block_n, mean=mean, lengths=lengths)

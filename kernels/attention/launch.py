@@ -72,9 +72,15 @@ def launch_forward(
         lse_strides = strides(lse, 0, 1)
     if not batch * heads * max_q:
         return
-    config = config or choose(_where(q, kernel), head_dim, max_q, float32=v.dtype == torch.float32)
-    slope_batch = slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0
     kind = 0 if bias is None else 2 if bias.dtype == torch.bool else 1
+    config = config or choose(
+        architecture_of(q, _raw(kernel)),
+        head_dim,
+        max_q,
+        float32=v.dtype == torch.float32,
+        rich=kind > 0 or softcap > 0 or slopes is not None,
+    )
+    slope_batch = slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0
     grid = (triton.cdiv(max_q, config.block_m) * heads * batch,)
     kernel[grid](
         q, k, v, out, lse,
@@ -98,12 +104,12 @@ def launch_forward(
         SOFTCAP=softcap > 0,
         LSE=lse is not None,
         INT8=scales is not None,
-        WIDEN=v.dtype == torch.bfloat16 and interpreted(getattr(kernel, "kernel", kernel)),
+        WIDEN=v.dtype == torch.bfloat16 and interpreted(_raw(kernel)),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )  # fmt: skip
 
 
-def _where(q: torch.Tensor, kernel: Any) -> str:
-    raw = getattr(kernel, "kernel", kernel)  # torch.library.wrap_triton keeps the kernel there
-    return architecture_of(q, raw)
+def _raw(kernel: Any) -> Any:
+    """What ``torch.library.wrap_triton`` wrapped, else the kernel itself."""
+    return kernel if isinstance(kernel, triton.JITFunction) else getattr(kernel, "kernel", kernel)

@@ -31,12 +31,14 @@ class Architecture:
         tensor_core: The PTX instruction that a matrix product must have become.
         long: For more than 64 query rows.
         short: For at most 64 query rows: a larger block would compute rows that do not exist.
+        rich: With a bias, ALiBi or a soft cap, at any length: their addresses and scores want registers of their own.
     """
 
     shared_bytes: int
     tensor_core: str
     long: dict[int, Launch]
     short: dict[int, Launch]
+    rich: dict[int, Launch]
 
 
 _AMPERE_LARGE = Architecture(  # A100, Jetson Orin: room for a deep pipeline
@@ -45,10 +47,12 @@ _AMPERE_LARGE = Architecture(  # A100, Jetson Orin: room for a deep pipeline
     long={
         32: Launch(128, 64, 4, 3),
         64: Launch(128, 64, 4, 3),
+        96: Launch(128, 32, 8, 3),
         128: Launch(128, 64, 8, 3),
         256: Launch(64, 32, 8, 2),
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 32, 4, 3), 256: Launch(64, 32, 8, 2)},
+    rich={32: Launch(64, 64, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(32, 32, 8, 2)},
 )
 _AMPERE_SMALL = Architecture(  # A10, RTX 30, L4, RTX 40
     shared_bytes=99 * 1024,
@@ -60,6 +64,7 @@ _AMPERE_SMALL = Architecture(  # A10, RTX 30, L4, RTX 40
         256: Launch(64, 32, 8, 2),
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 32, 4, 3), 256: Launch(64, 32, 8, 2)},
+    rich={32: Launch(64, 64, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(32, 32, 8, 2)},
 )
 _HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
     shared_bytes=227 * 1024,
@@ -71,17 +76,19 @@ _HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
         256: Launch(128, 64, 8, 2),
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 4, 2)},
+    rich={32: Launch(64, 64, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 32, 8, 2)},
 )
 _BLACKWELL = Architecture(
     shared_bytes=227 * 1024,
     tensor_core="tcgen05",
     long={
         32: Launch(128, 64, 4, 3),
-        64: Launch(128, 64, 4, 3),
+        64: Launch(128, 64, 8, 3),
         128: Launch(128, 64, 8, 3),
         256: Launch(128, 32, 8, 2),
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 8, 2)},
+    rich={32: Launch(64, 64, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 32, 8, 2)},
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -129,14 +136,22 @@ def padded_head_dim(head_dim: int, *, int8: bool = False) -> int:
     return max(32 if int8 else 16, 1 << (head_dim - 1).bit_length())
 
 
-def choose(name: str, head_dim: int, rows: int, *, float32: bool = False) -> Launch:
-    """The launch for an architecture, a head_dim and the largest number of query rows in a sequence."""
+def choose(name: str, head_dim: int, rows: int, *, float32: bool = False, rich: bool = False) -> Launch:
+    """The launch for an architecture, a head_dim and the largest number of query rows in a sequence.
+
+    Args:
+        name: Such as ``sm_90``, or ``interpreter``.
+        head_dim: D.
+        rows: Query rows of the longest sequence.
+        float32: The tensors are float32.
+        rich: There is a bias, ALiBi or a soft cap.
+    """
     if name == "interpreter":
         return INTERPRETER
     entry = architecture(name)
     if float32:
         return FLOAT32
-    return _of(entry.short if rows <= 64 else entry.long, head_dim)
+    return _of(entry.rich if rich else entry.short if rows <= 64 else entry.long, head_dim)
 
 
 def choose_decode(name: str, head_dim: int) -> Launch:

@@ -85,7 +85,7 @@ def cross_compile(specification: Specification) -> Compiled:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", int(specification.architecture.removeprefix("sm_")), 32),
-        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True},
     )
     registers, stack = _resources(compiled.asm["cubin"])
     return Compiled(

@@ -49,7 +49,8 @@ class Specification:
         """From the table of the architecture."""
         if self.kernel == "attention_decode":
             return choose_decode(self.architecture, self.head_dim)
-        return choose(self.architecture, self.head_dim, 64 if self.short else 65)
+        rich = bool(self.bias) or self.alibi or self.softcap
+        return choose(self.architecture, self.head_dim, 64 if self.short else 65, rich=rich)
 
     @property
     def name(self) -> str:

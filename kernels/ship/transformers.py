@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lepto.kernels.attention import attention, attention_varlen
+from lepto.kernels.ship import library as _library  # noqa: F401 - registers torch.ops.lepto
 
 NAME = "lepto"
 
@@ -55,6 +56,13 @@ def attention_forward(
         # ModernBERT's and others' window counts the tokens on both sides of a bidirectional layer.
         window = None if sliding_window is None else (sliding_window, -1 if causal else sliding_window)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        if torch.compiler.is_compiling():
+            longest = int(kwargs["max_length_q"])
+            packed = torch.ops.lepto.attention_varlen(
+                q, k, v, cu, cu if kwargs.get("cu_seq_lens_k") is None else kwargs["cu_seq_lens_k"],
+                longest, int(kwargs.get("max_length_k") or longest), None, causal, *(window or (-1, -1)), cap, scaling,
+            )  # fmt: skip
+            return packed[None], None
         out = attention_varlen(
             q, k, v, cu, kwargs.get("cu_seq_lens_k"),
             max_seqlen_q=int(kwargs["max_length_q"]), max_seqlen_k=kwargs.get("max_length_k"),
@@ -62,10 +70,18 @@ def attention_forward(
         )  # fmt: skip
         assert isinstance(out, torch.Tensor)
         return out[None], None
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    bias = None if attention_mask is None else attention_mask[..., : key.shape[2]]
+    causal = causal and attention_mask is None and query.shape[2] > 1
+    if torch.compiler.is_compiling():  # a tracer takes the operator for one node
+        made = torch.ops.lepto.attention(query, key, value, None, bias, None, causal, -1, -1, cap, scaling)
+        return made.transpose(1, 2), None
     out = attention(
-        *(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)),
-        bias=None if attention_mask is None else attention_mask[..., : key.shape[2]],
-        causal=causal and attention_mask is None and query.shape[2] > 1,
+        query,
+        key,
+        value,
+        bias=bias,
+        causal=causal,
         softcap=cap,
         scale=scaling,
         check_values=False,

@@ -31,8 +31,11 @@ ALL = [
         ("attention_int8", {}),
     )
 ] + [
-    Specification("attention", architecture, 64, bias=1, alibi=True, softcap=True, window=True, causal=True, lse=True)
+    Specification(
+        "attention", architecture, head_dim, bias=1, alibi=True, softcap=True, window=True, causal=True, lse=True
+    )
     for architecture in ARCHITECTURES
+    for head_dim in HEAD_DIMS
 ]
 
 
