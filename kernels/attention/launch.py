@@ -73,13 +73,10 @@ def launch_forward(
     if not batch * heads * max_q:
         return
     kind = 0 if bias is None else 2 if bias.dtype == torch.bool else 1
-    config = config or choose(
-        architecture_of(q, _raw(kernel)),
-        head_dim,
-        max_q,
-        float32=v.dtype == torch.float32,
-        rich=kind > 0 or softcap > 0 or slopes is not None,
-    )
+    if config is None:
+        rich = kind > 0 or softcap > 0 or slopes is not None
+        name = architecture_of(q, _raw(kernel))
+        config = choose(name, head_dim, max_q, float32=v.dtype == torch.float32, rich=rich)
     slope_batch = slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0
     grid = (triton.cdiv(max_q, config.block_m) * heads * batch,)
     kernel[grid](
