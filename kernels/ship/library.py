@@ -107,7 +107,7 @@ def attention_op(
     """
     _check_attention(q, k, v, lengths, bias, alibi_slopes, window_left, window_right, softcap, scale, implementation)
     if implementation == "reference" or interpreted(forward._attention_forward_kernel):
-        return _attention_untraced(
+        return _attention_untraced(  # type: ignore[no-any-return]  # custom_op hides the type
             q, k, v, lengths, bias, alibi_slopes, causal, window_left, window_right, softcap, scale, implementation
         )
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -121,7 +121,7 @@ def attention_op(
     return out
 
 
-@attention_op.register_fake
+@attention_op.register_fake  # type: ignore[untyped-decorator]
 def _(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -253,7 +253,7 @@ def attention_varlen_op(
     check_packed(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, alibi_slopes, values=False)
     check_numbers((window_left, window_right), softcap, scale)
     if implementation == "reference" or interpreted(forward._attention_forward_kernel):
-        return _varlen_untraced(
+        return _varlen_untraced(  # type: ignore[no-any-return]
             q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, alibi_slopes, causal, window_left,
             window_right, softcap, scale, implementation,
         )  # fmt: skip
@@ -268,7 +268,7 @@ def attention_varlen_op(
     return out
 
 
-@attention_varlen_op.register_fake
+@attention_varlen_op.register_fake  # type: ignore[untyped-decorator]
 def _(
     q: torch.Tensor,
     k: torch.Tensor,

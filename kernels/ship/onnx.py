@@ -188,7 +188,7 @@ class _Body:
         return self("Constant", value=numpy_helper.from_array(np.array(values, np.int64)))
 
     def number(self, value: float, like: str) -> str:
-        return self("CastLike", self("Constant", value=numpy_helper.from_array(np.float32(value))), like)
+        return self("CastLike", self("Constant", value=numpy_helper.from_array(np.array(value, np.float32))), like)
 
     def attribute(self, name: str, kind: str) -> str:
         """A scalar from an attribute of the node: int64 or float32."""
@@ -308,11 +308,9 @@ def _packed(body: _Body, variant: Variant) -> None:
     total = body("Cast", body.size("Q", 0), to=onnx.TensorProto.INT32)
     one = body("Cast", body.integers(1), to=onnx.TensorProto.INT32)
     index = body("Min", at, body("Sub", total, one))
-    padded = [body("Gather", x, index, axis=0) for x in ("Q", "K", "V")]
+    q, k, v = (body("Gather", x, index, axis=0) for x in ("Q", "K", "V"))
     # Causal masks and windows count places within a sequence, where queries and keys stand alike.
-    out = _padded(
-        body, variant, *padded, body("Unsqueeze", valid, body.integers(1, 2)), "bool", "padded_out"
-    )  # fmt: skip
+    out = _padded(body, variant, q, k, v, body("Unsqueeze", valid, body.integers(1, 2)), "bool", "padded_out")
     flat = body("Reshape", out, body("Concat", body.integers(-1), body.size(out, 2), axis=0))
     zero32, one32 = (body("Squeeze", body("Cast", body.integers(n), to=onnx.TensorProto.INT32)) for n in (0, 1))
     tokens = body("Range", zero32, body("Squeeze", total), one32)
