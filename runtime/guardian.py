@@ -24,6 +24,8 @@ from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _SHARED_MEMORY = Path("/dev/shm")
+_ENVIRONMENTS, _LOADING_S = Path("/tmp"), 300.0
+"""Where Triton's python backend makes a folder for each model, ``python_env_*``, and until when after its start."""
 
 
 class Guardian:
@@ -40,6 +42,7 @@ class Guardian:
         self._folder = Path(order["folder"])
         self._server: subprocess.Popen[bytes] | None = None
         self._exit_code: int | None = None
+        self._started_at = 0.0
         self._stop = False
 
     def run(self) -> None:
@@ -87,6 +90,7 @@ class Guardian:
         for place, target in self._order["links"].items():
             (self._folder / place).symlink_to(target)
         library = ctypes.CDLL(None)
+        self._started_at = time.time()
         with (self._folder / self._order["log"]).open("xb") as log:
             self._server = subprocess.Popen(
                 self._order["command"],
@@ -121,6 +125,8 @@ class Guardian:
 
     def _clear(self) -> None:
         clear(os.getsid(0), self._order["shared_memory_prefix"], after_each=self._reap)
+        if self._exit_code != 0:
+            remove_environments(self._started_at)
 
 
 def clear(session: int, shared_memory_prefix: str, *, after_each: Callable[[], object] = lambda: None) -> None:
@@ -140,6 +146,21 @@ def clear(session: int, shared_memory_prefix: str, *, after_each: Callable[[], o
         after_each()
     for segment in _SHARED_MEMORY.glob(shared_memory_prefix + "*"):
         segment.unlink(missing_ok=True)
+
+
+def remove_environments(started_at: float) -> None:
+    """Remove the folders that the python backend of a killed server left; one that was stopped removes its own.
+
+    Their place is fixed in the backend, and they are empty, as no model of ours brings an environment of its own.
+
+    Args:
+        started_at: When the server was started, in seconds since the epoch.
+    """
+    for folder in _ENVIRONMENTS.glob("python_env_*"):
+        with contextlib.suppress(OSError):  # not empty, or gone
+            found = folder.lstat()
+            if found.st_uid == os.getuid() and 0.0 <= found.st_mtime - started_at + 0.1 <= _LOADING_S:
+                folder.rmdir()
 
 
 def _members(session: int) -> list[int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lepto.runtime.control import Control
 from lepto.runtime.errors import LeptoError
-from lepto.runtime.guardian import clear
+from lepto.runtime.guardian import clear, remove_environments
 from lepto.runtime.published import Published
 from lepto.runtime.tritonserver import ADDRESS, LOG, Ports, check_stub, find_installation, guardian_order
 
@@ -44,6 +44,7 @@ class Incarnation:
         self.pid: int | None = None
         program = str(files("lepto.runtime").joinpath("guardian.py"))
         # Its own session: a Ctrl-C in the terminal reaches Lepto alone, which then stops the server in order.
+        self._started_at = time.time()
         self._guardian = subprocess.Popen(
             [sys.executable, "-I", "-S", program],
             stdin=subprocess.PIPE,
@@ -103,6 +104,7 @@ class Incarnation:
         if self._guardian.returncode != 0:
             # It was killed, by us or by someone else, and could not clean up: the kernel ended the server with it.
             clear(self._guardian.pid, self._shared_memory_prefix)
+            remove_environments(self._started_at)
             shutil.rmtree(self._log.parent, ignore_errors=True)
         if self._guardian.stdout is not None:
             self._guardian.stdout.close()

@@ -73,6 +73,11 @@ def leftovers(*, apart_from: Server | None = None) -> set[str]:
     return folders | segments | processes
 
 
+def environments() -> set[Path]:
+    """Folders of the python backend, of any server on this machine."""
+    return set(Path("/tmp").glob("python_env_*"))
+
+
 def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -461,6 +466,7 @@ def test_when_the_guardian_is_killed_nothing_is_left(
     served: tuple[Server, Path, list[str]], packages: dict[str, Path], tmp_path: Path, then: str
 ) -> None:
     publish(packages["linear"], tmp_path)
+    before = environments()
     interval_s = 60.0 if then == "stop" else 0.2
     server = Server(tmp_path, **{**FREE, "probe_interval_s": interval_s}).start()
     try:
@@ -472,6 +478,7 @@ def test_when_the_guardian_is_killed_nothing_is_left(
     finally:
         server.stop()
     assert leftovers(apart_from=served[0]) == set()
+    assert environments() <= before
 
 
 OWNER = """
@@ -486,6 +493,7 @@ time.sleep(60)
 @needs_server
 def test_when_the_owner_is_killed_nothing_is_left(packages: dict[str, Path], tmp_path: Path) -> None:
     publish(packages["linear"], tmp_path)
+    before = environments()
     with subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         pid = int(owner.stdout.readline())
@@ -494,7 +502,8 @@ def test_when_the_owner_is_killed_nothing_is_left(packages: dict[str, Path], tmp
 
     def nothing() -> bool:
         folders = list(Path(tempfile.gettempdir()).glob(f"lepto-server-{owner.pid}-*"))
-        return not folders and not list(Path("/dev/shm").glob(f"lepto{owner.pid}x*"))
+        segments = list(Path("/dev/shm").glob(f"lepto{owner.pid}x*"))
+        return not folders and not segments and environments() <= before
 
     wait_for(nothing)
 
