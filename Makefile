@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-kernels lint wheel bench bench-search bench-ablation bench-peers prove-gate clean
+.PHONY: help install demo test test-kernels lint wheel bench bench-search bench-ablation bench-peers bench-perf-analyzer prove-gate clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench-ablation: install  ## what each pass of a search bought, measured; the res
 
 bench-peers: install  ## other tools on the same model, side by side (PACKAGES="out/a out/b" adds packages)
 	$(BIN)/python -m lepto.benchmarks.peers $(foreach package,$(PACKAGES),--package $(package))
+
+bench-perf-analyzer: install  ## an independent client beside ours on a served model (PACKAGE=out/a TEXTS=test.csv); the result is stored
+	$(BIN)/python -m lepto.benchmarks.independent $(PACKAGE) --texts $(TEXTS)
 
 prove-gate: install  ## how often the gate is wrong: A/A and injected regressions; about 20 minutes; the result is stored
 	$(BIN)/python -m lepto.benchmarks.proof
