@@ -22,7 +22,7 @@ def test_texts_are_read_and_what_is_missing_is_named(tmp_path: Path) -> None:
     file = tmp_path / "texts.csv"
     file.write_text('text,label\n"a\nb",x\nc,y\n')
     assert _texts(file, "text") == ["a\nb", "c"]
-    with pytest.raises(LeptoError, match="no texts in the column 'utterance'.*--text-column"):
+    with pytest.raises(LeptoError, match=r"no texts in the column 'utterance'.*--text-column"):
         _texts(file, "utterance")
     file.write_text("text\n")
     with pytest.raises(LeptoError, match="has no rows"):
