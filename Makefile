@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-kernels lint wheel bench bench-search bench-ablation bench-peers bench-perf-analyzer prove-gate clean
+.PHONY: help install demo test test-kernels lint wheel bench bench-search bench-ablation bench-peers bench-perf-analyzer prove-gate prove-pairs clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ bench-perf-analyzer: install  ## an independent client beside ours on a served m
 
 prove-gate: install  ## how often the gate is wrong: A/A and injected regressions; about 20 minutes; the result is stored
 	$(BIN)/python -m lepto.benchmarks.proof
+
+prove-pairs: install  ## the gate's verdicts on real pairs whose verdict is known; the result is stored
+	$(BIN)/python -m lepto.benchmarks.real_pairs
 
 clean:  ## remove what was built, but no model repository
 	rm -rf $(VENV) build dist *.egg-info

@@ -53,8 +53,8 @@ def run(repository: Path, output: Output, *, threads: int = 2, seed: int = 0, pa
     find_installation()  # before minutes of work, not after them
     with tempfile.TemporaryDirectory(prefix="lepto-demo-") as folder:
         work = Path(folder)
-        trained = _train(work / "model", output, threads, seed)
-        original, package = _compile(trained.trained.folder, work, output, threads, seed)
+        trained = train(work / "model", output, threads, seed)
+        original, package = compile_both(trained.trained.folder, work, output, threads, seed)
         checks = _gate(original, package, output, seed)
         _step(output, 4, "publish")
         published = publish(package, repository)
@@ -84,14 +84,15 @@ def _step(output: Output, number: int, what: str) -> None:
     output.print(f"\n[bold]{number}/{STEPS} {what}[/]")
 
 
-def _train(folder: Path, output: Output, threads: int, seed: int) -> intents.Result:
+def train(folder: Path, output: Output, threads: int, seed: int) -> intents.Result:
+    """The original, fine-tuned."""
     from dataclasses import replace
 
     _step(output, 1, f"fine-tune all-MiniLM-L6-v2 on {intents.NAME}")
     return intents.train(folder, replace(intents.SCHEDULE, seed=seed), threads=threads, output=output)
 
 
-def _compile(model: Path, work: Path, output: Output, threads: int, seed: int) -> tuple[Package, Package]:
+def compile_both(model: Path, work: Path, output: Output, threads: int, seed: int) -> tuple[Package, Package]:
     """The baseline of the gate, a plain export of the original, and the compiled package."""
     from lepto.compiler import Recipe, compile_model
 
