@@ -66,7 +66,11 @@ def bench(
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     lengths: Annotated[
-        str | None, typer.Option(metavar="TOKENS", help="Lengths to measure instead of samples, such as 8,16,64.")
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Lengths to measure instead of samples, such as 8,16,64; from-data: those of --eval, as by default.",
+        ),
     ] = None,
     blocks: Annotated[int, typer.Option(min=6, help="Interleaved blocks.")] = 24,
     threads: Threads = None,
@@ -95,6 +99,10 @@ def bench(
     from lepto.benchmarks import bench as benching
     from lepto.runtime.console import Output
 
+    if lengths == "from-data":
+        if evaluation is None:
+            raise LeptoError("--lengths from-data are those of the samples: give --eval")
+        lengths = None
     if evaluation is not None and lengths is not None:
         raise LeptoError("--eval and --lengths both say what goes in: give one of them")
     inputs = benching.Inputs(

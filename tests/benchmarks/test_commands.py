@@ -225,6 +225,9 @@ class TestBench:
         assert "a length must be in [1, 16]" in err
 
     def test_two_kinds_of_input_are_refused(self, lepto: Any, make_package: MakePackage, tmp_path: Path) -> None:
+        code, _, err = lepto("bench", tmp_path / "none", "--lengths", "from-data")
+        assert code == 2
+        assert "give --eval" in err
         code, _, err = lepto("bench", make_package(tmp_path / "one"), "--eval", "x.csv", "--lengths", "8")
         assert code == 2
         assert "give one of them" in err
