@@ -14,6 +14,7 @@ from lepto.runtime import triton_config
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Manifest
 from lepto.runtime.package import MANIFEST
+from lepto.runtime.plans import Plan, read_plan
 from lepto.runtime.triton_config import MODEL_SUFFIX, TOKENIZER_SUFFIX
 
 CONFIG = "config.pbtxt"
@@ -60,6 +61,10 @@ class Published:
             raise LeptoError(f"cannot read {path}: {error.strerror}; publish the package again") from error
         except ValueError as error:
             raise LeptoError(f"{path} is broken: {error}; publish the package again") from error
+
+    def plan(self, version: int | None = None) -> Plan | None:
+        """The engine of a version, by default of the one in production; None if onnxruntime serves it."""
+        return read_plan(self.folder / str(version or self.version))
 
     def labels(self) -> tuple[str, ...] | None:
         """The labels in the order of the scores, or None if there are none."""

@@ -29,7 +29,18 @@ import numpy as np
 from lepto.runtime import triton_config
 from lepto.runtime.errors import LeptoError, is_full_disk
 from lepto.runtime.manifest import Manifest
-from lepto.runtime.package import ENGINE_FILES, LABELS, MANIFEST, MODEL, TOKENIZER, Package, file_digest, open_package
+from lepto.runtime.package import (
+    ENGINE,
+    ENGINE_RECORD,
+    LABELS,
+    MANIFEST,
+    MODEL,
+    TOKENIZER,
+    Package,
+    file_digest,
+    open_package,
+)
+from lepto.runtime.plans import Plan, publishable_plan
 from lepto.runtime.published import (
     CONFIG,
     Published,
@@ -66,28 +77,24 @@ def publish(package: Package | str | Path, repository: str | Path, *, name: str 
     package = open_package(package.path if isinstance(package, Package) else package)
     manifest = package.manifest
     name = check_name(name or manifest.name)
-    if ENGINE_FILES & set(manifest.files):
-        raise LeptoError(
-            f"{package.path} is for the GPU target {manifest.target}, and serving engines is not in this release: copy "
-            "it to the device and build the engine there with build_engine.py, or compile it for a CPU"
-        )
+    plan = publishable_plan(package)
     with _made_root(Path(repository)) as root, _disk_errors(root), _locked(root, create=True):
         _sweep(root, name)
         current = find_model(root, name)
         if current is not None:
-            _check_interface(package, current)
+            _check_interface(package, plan, current)
         version = _next_version(root, name)
         with _staging(root) as stage:
             text = manifest.preprocessing is not None
-            _stage_version(stage, name, version, package)
+            _stage_version(stage, name, version, package, plan)
             _load_test(package)
             target = Published(name, version, (), text, root / name)
             if current is None:
-                _stage_new_folders(stage, target, package)
+                _stage_new_folders(stage, target, package, plan)
                 for model in target.models:
                     _move(stage / model, root / model)
             else:
-                changes = _stage_change(stage, current, target, manifest, package.labels)
+                changes = _stage_change(stage, current, target, manifest, package.labels, plan)
                 for model in target.models:
                     _move(stage / model / str(version), root / model / str(version))
                 _apply(root, changes)
@@ -126,7 +133,8 @@ def rollback(name: str, repository: str | Path, *, to: int | None = None) -> Pub
         _check_files(root, current, to, manifest)
         target = Published(name, to, (), current.text, current.folder)
         with _staging(root) as stage:
-            _apply(root, _stage_change(stage, current, target, manifest, current.labels()))
+            changes = _stage_change(stage, current, target, manifest, current.labels(), current.plan(to))
+            _apply(root, changes)
     return get_model(root, name)
 
 
@@ -241,9 +249,9 @@ def _next_version(root: Path, name: str) -> int:
     return max((version for folder in folders for version in version_folders(folder)), default=0) + 1
 
 
-def _check_interface(package: Package, current: Published) -> None:
-    old = triton_config.interface(current.manifest(), current.labels())
-    new = triton_config.interface(package.manifest, package.labels)
+def _check_interface(package: Package, plan: Plan | None, current: Published) -> None:
+    old = triton_config.interface(current.manifest(), current.labels(), current.plan())
+    new = triton_config.interface(package.manifest, package.labels, plan)
     for part, before in old.items():
         if new[part] != before:
             raise LeptoError(
@@ -267,13 +275,17 @@ def _difference(before: Any, after: Any) -> str:
     return f"{before!r} became {after!r}"
 
 
-def _stage_version(stage: Path, name: str, version: int, package: Package) -> None:
+def _stage_version(stage: Path, name: str, version: int, package: Package, plan: Plan | None) -> None:
     """Write the new version's folders, checked against the manifest's digests and durable."""
     manifest = package.manifest
     text = manifest.preprocessing is not None
     home = _new_folder(stage / name / str(version))
     model = _new_folder(stage / (name + MODEL_SUFFIX) / str(version)) if text else home
-    _copy(package.model_path, model / MODEL, manifest.files[MODEL])
+    if plan is None:
+        _copy(package.model_path, model / MODEL, manifest.files[MODEL])
+    else:
+        _copy(package.path / ENGINE, model / plan.file, manifest.files[ENGINE])
+        write_durably(home / ENGINE_RECORD, (package.path / ENGINE_RECORD).read_bytes())
     write_durably(home / MANIFEST, (package.path / MANIFEST).read_bytes())
     if manifest.preprocessing is not None and package.tokenizer_path is not None:
         tokenizer = _new_folder(stage / (name + TOKENIZER_SUFFIX) / str(version))
@@ -324,9 +336,9 @@ def _load_test(package: Package) -> None:
             )
 
 
-def _stage_new_folders(stage: Path, target: Published, package: Package) -> None:
+def _stage_new_folders(stage: Path, target: Published, package: Package, plan: Plan | None) -> None:
     """Complete the staged folders of a name that is published for the first time."""
-    configs = _configs(target, package.manifest, package.labels)
+    configs = _configs(target, package.manifest, package.labels, plan)
     for model, config in configs.items():
         write_durably(stage / model / CONFIG, triton_config.render(config).encode())
         if package.labels is not None and not model.endswith(TOKENIZER_SUFFIX):
@@ -335,23 +347,32 @@ def _stage_new_folders(stage: Path, target: Published, package: Package) -> None
 
 
 def _configs(
-    target: Published, manifest: Manifest, labels: tuple[str, ...] | None, keep: Manifest | None = None
+    target: Published,
+    manifest: Manifest,
+    labels: tuple[str, ...] | None,
+    plan: Plan | None,
+    keep: Manifest | None = None,
 ) -> Mapping[str, Any]:
     if target.text:
-        return triton_config.text_configs(target.name, target.version, manifest, labels=labels, keep=keep)
-    return {target.name: triton_config.tensor_config(target.name, target.version, manifest, labels=labels)}
+        return triton_config.text_configs(target.name, target.version, manifest, labels=labels, keep=keep, plan=plan)
+    return {target.name: triton_config.tensor_config(target.name, target.version, manifest, labels=labels, plan=plan)}
 
 
 def _stage_change(
-    stage: Path, current: Published, target: Published, manifest: Manifest, labels: tuple[str, ...] | None
+    stage: Path,
+    current: Published,
+    target: Published,
+    manifest: Manifest,
+    labels: tuple[str, ...] | None,
+    plan: Plan | None,
 ) -> list[tuple[Path, str]]:
     """Write the configurations that lead from one version to another.
 
     Returns:
         The staged files in the order in which they are moved, each with the model whose ``config.pbtxt`` it becomes.
     """
-    configs = _configs(target, manifest, labels, keep=current.manifest())
-    plan = [
+    configs = _configs(target, manifest, labels, plan, keep=current.manifest())
+    steps = [
         *(
             (part, triton_config.set_versions(configs[part], [current.version, target.version]))
             for part in target.parts
@@ -360,7 +381,7 @@ def _stage_change(
     ]
     folder = _new_folder(stage / "configs")
     changes = []
-    for index, (model, config) in enumerate(plan):
+    for index, (model, config) in enumerate(steps):
         path = folder / f"{index}-{model}"
         write_durably(path, triton_config.render(config).encode())
         changes.append((path, model))
@@ -383,11 +404,11 @@ def _move(source: Path, destination: Path) -> None:
 
 
 def _check_files(root: Path, model: Published, version: int, manifest: Manifest) -> None:
-    places = {MODEL: root / (model.parts[1] if model.text else model.name)}
+    plan, home = model.plan(version), root / (model.parts[1] if model.text else model.name)
+    places = {MODEL: home / str(version) / MODEL} if plan is None else {ENGINE: home / str(version) / plan.file}
     if model.text:
-        places[TOKENIZER] = root / model.parts[0]
-    for file, folder in places.items():
-        path = folder / str(version) / file
+        places[TOKENIZER] = root / model.parts[0] / str(version) / TOKENIZER
+    for file, path in places.items():
         if not path.is_file():
             raise LeptoError(f"version {version} of {model.name!r} is incomplete: {path} is missing; publish it again")
         if file_digest(path) != manifest.files[file]:

@@ -217,6 +217,13 @@ class Server:
                 f"nothing is published in {self._repository}: "
                 f"`lepto publish PACKAGE --model-repository {self._repository}` comes first"
             )
+        for model in models:
+            if (plan := model.plan()) is not None:
+                raise LeptoError(
+                    f"{model.name!r} is an engine ({plan}), and the server of lepto[server] runs on CPUs: serve "
+                    f"{self._repository} with NVIDIA's container on that GPU (the README has the command), or publish "
+                    "a package for a CPU elsewhere"
+                )
         self._manifests = {model.name: model.manifest() for model in models}
         try:
             self._incarnation = Incarnation(self._repository, models, self._known_ports(), self._grace_s)

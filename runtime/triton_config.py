@@ -20,6 +20,7 @@ from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped
 
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Manifest, Tensor
+from lepto.runtime.plans import Plan
 
 LABELS_FILE = "labels.txt"
 MODEL_FILE = "model.onnx"
@@ -40,6 +41,9 @@ WARMUP_TOKENS = 16
 LABELS = "lepto.labels"
 """The parameter of an ensemble that gives a label to every word: its labels as a JSON list, in the order of scores."""
 
+TENSORRT = "lepto.tensorrt"
+"""The parameter that says which version of TensorRT built an engine; its own runtime reads no other."""
+
 OWNER = "lepto.package"
 """The parameter that marks a model as published by Lepto; its value is the package's name.
 
@@ -48,7 +52,13 @@ The C++ onnxruntime backend looks parameters up by name and never sees the ones 
 
 
 def text_configs(
-    name: str, version: int, manifest: Manifest, *, labels: Sequence[str] | None, keep: Manifest | None = None
+    name: str,
+    version: int,
+    manifest: Manifest,
+    *,
+    labels: Sequence[str] | None,
+    keep: Manifest | None = None,
+    plan: Plan | None = None,
 ) -> dict[str, Any]:
     """The three models of a text package, with one version in production.
 
@@ -58,6 +68,7 @@ def text_configs(
         manifest: Of that version.
         labels: If the scores have labels.
         keep: A manifest that must be served correctly beside it, for the time of a change.
+        plan: The engine that is served instead of ``model.onnx``.
 
     Returns:
         Model name to ``ModelConfig``, the ensemble last.
@@ -75,7 +86,7 @@ def text_configs(
     _schedule(tokenizer)
     _warm_up(tokenizer)
 
-    model = _onnx_model(name + MODEL_SUFFIX, version, manifest, labels=labels, keep=keep)
+    model = _model(name + MODEL_SUFFIX, version, manifest, labels=labels, keep=keep, plan=plan)
 
     ensemble = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=MAX_BATCH_SIZE)
     ensemble.version_policy.specific.versions.append(version)
@@ -97,12 +108,16 @@ def text_configs(
         first.output_map[tensor.name] = tensor.name
     for tensor in _answers(manifest):
         second.output_map[tensor.name] = tensor.name
+    for config in (tokenizer, ensemble):
+        config.max_batch_size = model.max_batch_size
     return {config.name: config for config in (tokenizer, model, ensemble)}
 
 
-def tensor_config(name: str, version: int, manifest: Manifest, *, labels: Sequence[str] | None = None) -> Any:
+def tensor_config(
+    name: str, version: int, manifest: Manifest, *, labels: Sequence[str] | None = None, plan: Plan | None = None
+) -> Any:
     """The one model of a package that takes tensors, with one version in production."""
-    return _onnx_model(name, version, manifest, labels=labels, keep=None)
+    return _model(name, version, manifest, labels=labels, keep=None, plan=plan)
 
 
 def set_versions(config: Any, versions: Sequence[int]) -> Any:
@@ -151,14 +166,47 @@ def parse(text: str, *, source: str) -> Any:
         raise LeptoError(f"{source} is broken: {error}") from error
 
 
-def interface(manifest: Manifest, labels: Sequence[str] | None) -> dict[str, Any]:
-    """What clients of a published model rely on; it stays the same from version to version."""
+def interface(manifest: Manifest, labels: Sequence[str] | None, plan: Plan | None = None) -> dict[str, Any]:
+    """What clients of a published model rely on, and what its configuration says once for all versions."""
     return {
+        "backend": "onnxruntime" if plan is None else f"tensorrt_plan for compute capability {plan.compute_capability}",
         "input kind": "tensors" if manifest.preprocessing is None else manifest.preprocessing.kind,
         "inputs": [_signature(tensor) for tensor in manifest.inputs],
         "outputs": [_signature(tensor) for tensor in manifest.outputs],
         "labels": None if labels is None else list(labels),
     }
+
+
+def _model(
+    name: str,
+    version: int,
+    manifest: Manifest,
+    *,
+    labels: Sequence[str] | None,
+    keep: Manifest | None,
+    plan: Plan | None,
+) -> Any:
+    if plan is None:
+        return _onnx_model(name, version, manifest, labels=labels, keep=keep)
+    return _plan_model(name, version, manifest, labels=labels, plan=plan)
+
+
+def _plan_model(name: str, version: int, manifest: Manifest, *, labels: Sequence[str] | None, plan: Plan) -> Any:
+    """A model of TensorRT's backend: https://github.com/triton-inference-server/tensorrt_backend."""
+    config = pb.ModelConfig(name=name, platform="tensorrt_plan", max_batch_size=plan.max_batch)
+    config.version_policy.specific.versions.append(version)
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+    # No default file: on a GPU of another compute capability the server finds none, and says so.
+    config.cc_model_filenames[plan.compute_capability] = plan.file
+    config.parameters[OWNER].string_value = manifest.name
+    config.parameters[TENSORRT].string_value = plan.tensorrt
+    for tensor in manifest.inputs:
+        _shape(config.input.add(name=tensor.name, data_type=_type(tensor), dims=_dims(tensor)), tensor)
+    for tensor in manifest.outputs:
+        _add_output(config, tensor, labels)
+    _schedule(config)
+    _warm_up(config, plan)
+    return config
 
 
 def _onnx_model(
@@ -206,13 +254,15 @@ def _schedule(config: Any, *, alone: bool = False) -> None:
     policy.max_queue_size = MAX_QUEUE_SIZE
 
 
-def _warm_up(config: Any) -> None:
+def _warm_up(config: Any, plan: Plan | None = None) -> None:
     # The first run allocates and picks kernels; a client should not wait for that.
     sample = config.model_warmup.add(name="zeros", batch_size=1)
     for entry in config.input:
         value = sample.inputs[entry.name]
         value.data_type = entry.data_type
-        value.dims.extend(WARMUP_TOKENS if dim == -1 else dim for dim in entry.dims)
+        for axis, dim in enumerate(entry.dims, 1):
+            free = WARMUP_TOKENS if plan is None else plan.inside(entry.name, axis, WARMUP_TOKENS)
+            value.dims.append(free if dim == -1 else dim)
         value.zero_data = True
 
 
