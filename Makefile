@@ -25,7 +25,7 @@ test: install  ## run the tests
 	$(BIN)/python -m pytest
 
 test-kernels: install  ## run all tests of the kernels, also those that `make test` leaves out
-	$(BIN)/python -m pytest tests/kernels -m 'thorough or not thorough'
+	$(BIN)/python -m pytest tests/kernels tests/compiler/test_lepto_attention.py -m 'thorough or not thorough'
 
 lint: install  ## check style and types
 	$(BIN)/ruff check .

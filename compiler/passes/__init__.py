@@ -5,6 +5,7 @@ PASSES = {
     "prune": "prune:Prune",
     "distill": "distill:Distill",
     "quantization-aware": "quantization_aware:QuantizationAware",
+    "attention": "attention:Attention",
     "fuse": "fuse:Fuse",
     "smooth": "smooth:Smooth",
     "sparsify": "sparsify:Sparsify",

@@ -9,6 +9,7 @@ _STEP = {
     "prune": 1,
     "distill": 2,
     "quantization-aware": 3,
+    "attention": 4,
     "fuse": 4,
     "sparsify": 5,
     "smooth": 5,

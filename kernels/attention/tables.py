@@ -52,7 +52,7 @@ _AMPERE_LARGE = Architecture(  # A100, Jetson Orin: room for a deep pipeline
         256: Launch(64, 32, 8, 2),
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 32, 4, 3), 256: Launch(64, 32, 8, 2)},
-    rich={32: Launch(64, 64, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(32, 32, 8, 2)},
+    rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(32, 32, 8, 2)},
 )
 _AMPERE_SMALL = Architecture(  # A10, RTX 30, L4, RTX 40
     shared_bytes=99 * 1024,
@@ -64,7 +64,7 @@ _AMPERE_SMALL = Architecture(  # A10, RTX 30, L4, RTX 40
         256: Launch(64, 32, 8, 2),
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 32, 4, 3), 256: Launch(64, 32, 8, 2)},
-    rich={32: Launch(64, 64, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(32, 32, 8, 2)},
+    rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(32, 32, 8, 2)},
 )
 _HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
     shared_bytes=227 * 1024,
@@ -76,7 +76,7 @@ _HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
         256: Launch(128, 64, 8, 2),
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 4, 2)},
-    rich={32: Launch(64, 64, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 32, 8, 2)},
+    rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 2)},
 )
 _BLACKWELL = Architecture(
     shared_bytes=227 * 1024,
@@ -88,7 +88,7 @@ _BLACKWELL = Architecture(
         256: Launch(128, 32, 8, 2),
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 8, 2)},
-    rich={32: Launch(64, 64, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 32, 8, 2)},
+    rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 2)},
 )
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -107,9 +107,10 @@ def attention_op(
     """
     _check_attention(q, k, v, lengths, bias, alibi_slopes, window_left, window_right, softcap, scale, implementation)
     if implementation == "reference" or interpreted(forward._attention_forward_kernel):
-        return _attention_untraced(  # type: ignore[no-any-return]  # custom_op hides the type
+        result: torch.Tensor = _attention_untraced(
             q, k, v, lengths, bias, alibi_slopes, causal, window_left, window_right, softcap, scale, implementation
         )
+        return result
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     launch_forward(
         q, k, v, out, None,
@@ -121,7 +122,7 @@ def attention_op(
     return out
 
 
-@attention_op.register_fake  # type: ignore[untyped-decorator]
+@attention_op.register_fake  # type: ignore[untyped-decorator]  # triton_op says nothing of what it returns
 def _(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -253,10 +254,11 @@ def attention_varlen_op(
     check_packed(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, alibi_slopes, values=False)
     check_numbers((window_left, window_right), softcap, scale)
     if implementation == "reference" or interpreted(forward._attention_forward_kernel):
-        return _varlen_untraced(  # type: ignore[no-any-return]
+        result: torch.Tensor = _varlen_untraced(
             q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, alibi_slopes, causal, window_left,
             window_right, softcap, scale, implementation,
         )  # fmt: skip
+        return result
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     launch_forward(
         q, k, v, out, None,
@@ -268,7 +270,7 @@ def attention_varlen_op(
     return out
 
 
-@attention_varlen_op.register_fake  # type: ignore[untyped-decorator]
+@attention_varlen_op.register_fake  # type: ignore[untyped-decorator]  # as above
 def _(
     q: torch.Tensor,
     k: torch.Tensor,

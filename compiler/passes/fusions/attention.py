@@ -26,6 +26,27 @@ _MOVES = ("Reshape", "Where", "Cast", "Unsqueeze", "Squeeze", "Transpose", "Expa
 
 
 @dataclass(frozen=True)
+class Core:
+    """A softmax over products of queries and keys that weighs values.
+
+    Attributes:
+        query: ``[B, H, S_q, D]``.
+        key: ``[B, H, D, S_k]``, as the product reads it.
+        value: ``[B, H, S_k, D]``.
+        scale: Factor of the scores.
+        mask: What is added to the scores, or None.
+        joined: The heads side by side again: ``[B, S_q, H * D]``.
+    """
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    scale: float
+    mask: ir.Value | None
+    joined: ir.Value
+
+
+@dataclass(frozen=True)
 class _Match:
     x: ir.Value  # [B, S, K], what is attended
     weights: tuple[ir.Value, ir.Value, ir.Value]  # q, k, v: [K, H * D]
@@ -47,7 +68,7 @@ def fuse_attention(model: ir.Model) -> tuple[int, list[str]]:
     masks: dict[int, str | None] = {}
     mask_index: ir.Value | None = None
     for softmax in [node for node in graph if node.op_type == "Softmax" and node.domain == ""]:
-        if not _is_attention(softmax.outputs[0]):
+        if not weighs_values(softmax.outputs[0]):
             continue  # probabilities of a classifier's head
         match = _match(softmax)
         if isinstance(match, str):
@@ -56,7 +77,7 @@ def fuse_attention(model: ir.Model) -> tuple[int, list[str]]:
         if match.mask is not None:
             key = id(match.mask)
             if key not in masks:
-                masks[key] = _why_not_key_padding(model, match.mask)
+                masks[key] = why_not_key_padding(model, match.mask)
             if (why := masks[key]) is not None:
                 reasons.append(f"{softmax.outputs[0].name}: {why}")
                 continue
@@ -70,18 +91,18 @@ def fuse_attention(model: ir.Model) -> tuple[int, list[str]]:
     return fused, reasons
 
 
-def _is_attention(probabilities: ir.Value, hops: int = 4) -> bool:
+def weighs_values(probabilities: ir.Value, hops: int = 4) -> bool:
     """Whether probabilities weigh values, perhaps masked or reshaped before."""
     for use in probabilities.uses():
         if use.node.op_type in ("MatMul", "Einsum"):
             return True
-        if hops and use.node.op_type in _MOVES and _is_attention(use.node.outputs[0], hops - 1):
+        if hops and use.node.op_type in _MOVES and weighs_values(use.node.outputs[0], hops - 1):
             return True
     return False
 
 
-def _match(softmax: ir.Node) -> _Match | str:
-    """Walk from the softmax to the projections and to the output."""
+def find_core(softmax: ir.Node) -> Core | str:
+    """Walk from a softmax to the queries, keys and values and to the output; else why it is no attention."""
     scores = softmax.inputs[0]
     mask: ir.Value | None = None
     scale = 1.0
@@ -113,7 +134,27 @@ def _match(softmax: ir.Node) -> _Match | str:
     context = g.only_user(softmax.outputs[0])
     if context is None or context.op_type != "MatMul" or context.inputs[0] is not softmax.outputs[0]:
         return "the probabilities go elsewhere than into one product with the values"
-    q, k, v = _heads(query, (0, 2, 1, 3)), _heads(key, (0, 2, 3, 1)), _heads(context.inputs[1], (0, 2, 1, 3))
+    transpose = g.only_user(context.outputs[0])
+    if transpose is None or transpose.op_type != "Transpose" or g.integers(transpose, "perm") != (0, 2, 1, 3):
+        return "the heads are not put side by side after the values"
+    reshape = g.only_user(transpose.outputs[0])
+    if reshape is None or reshape.op_type != "Reshape":
+        return "the heads are not joined after the values"
+    value = context.inputs[1]
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    return Core(query, key, value, scale, mask, reshape.outputs[0])
+
+
+def _match(softmax: ir.Node) -> _Match | str:
+    """An attention whose queries, keys and values are projections of one tensor."""
+    core = find_core(softmax)
+    if isinstance(core, str):
+        return core
+    q = split_heads(core.query, (0, 2, 1, 3))
+    k = split_heads(core.key, (0, 2, 3, 1))
+    v = split_heads(core.value, (0, 2, 1, 3))
     if q is None or k is None or v is None:
         return "queries, keys or values are no split projections"
     linears = [g.linear(value) for value in (q[0], k[0], v[0])]
@@ -125,16 +166,10 @@ def _match(softmax: ir.Node) -> _Match | str:
     heads = {found[1] for found in (q, k, v)}
     if len(heads) != 1 or heads == {None}:
         return "the number of heads is no constant of the graph"
-    transpose = g.only_user(context.outputs[0])
-    if transpose is None or transpose.op_type != "Transpose" or g.integers(transpose, "perm") != (0, 2, 1, 3):
-        return "the heads are not put side by side after the values"
-    reshape = g.only_user(transpose.outputs[0])
-    if reshape is None or reshape.op_type != "Reshape":
-        return "the heads are not joined after the values"
     widths = {g.constant(w).shape[1] for w in (wq, wk, wv)}  # type: ignore[union-attr]  # linear() checked them
     if len(widths) != 1:
         return "queries, keys and values have different widths"
-    return _Match(x, (wq, wk, wv), (bq, bk, bv), int(heads.pop() or 0), scale, mask, reshape.outputs[0])
+    return _Match(x, (wq, wk, wv), (bq, bk, bv), int(heads.pop() or 0), core.scale, core.mask, core.joined)
 
 
 def _is_scores(value: ir.Value | None) -> bool:
@@ -153,7 +188,7 @@ def _unscale(value: ir.Value | None) -> tuple[ir.Value | None, float]:
     return value, 1.0
 
 
-def _heads(value: ir.Value | None, perm: tuple[int, ...]) -> tuple[ir.Value, int | None] | None:
+def split_heads(value: ir.Value | None, perm: tuple[int, ...]) -> tuple[ir.Value, int | None] | None:
     """Match ``Transpose(Reshape(y, [B, S, H, D]))``, the transposition possibly in two steps; y and H."""
     node = g.producer(value, "Transpose")
     if node is None:
@@ -216,7 +251,7 @@ def _rewrite(graph: ir.Graph, match: _Match, mask_index: ir.Value | None) -> Non
     g.replace(match.output, fused)
 
 
-def _why_not_key_padding(model: ir.Model, mask: ir.Value) -> str | None:
+def why_not_key_padding(model: ir.Model, mask: ir.Value) -> str | None:
     """Run the mask's own subgraph on random masks; None if it is a key-padding mask, else why not."""
     names = [value.name or "" for value in model.graph.inputs]
     if "attention_mask" not in names:

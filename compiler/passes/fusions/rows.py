@@ -56,7 +56,7 @@ def _closure(data: ir.Value, gather: ir.Node) -> set[ir.Node]:
         frontier = [data] if not inside else [v for node in inside for v in node.inputs if v is not None]
         for value in frontier:
             node = value.producer()
-            if node is None or node in inside or not _by_position(node):
+            if node is None or node in inside or not by_position(node):
                 continue
             readers = {use.node for output in node.outputs for use in output.uses()}
             if any(output.is_graph_output() for output in node.outputs) or not readers <= inside | {gather}:
@@ -66,7 +66,8 @@ def _closure(data: ir.Value, gather: ir.Node) -> set[ir.Node]:
     return inside
 
 
-def _by_position(node: ir.Node) -> bool:
+def by_position(node: ir.Node) -> bool:
+    """Whether a node treats each position ``[.., k, :]`` of its operands by itself."""
     if node.op_type == "MatMul" and node.domain == "":
         weight = g.constant(node.inputs[1])
         return weight is not None and weight.ndim == 2 and g.constant(node.inputs[0]) is None
