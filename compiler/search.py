@@ -86,6 +86,7 @@ class Found:
         base: The source with its vocabulary trimmed.
         notes: What was decided, and why.
         seconds: What it took, or would have taken without the cache.
+        teaching_s: The part of it in which students were taught.
     """
 
     ranked: tuple[Student, ...]
@@ -95,6 +96,7 @@ class Found:
     base: Source
     notes: tuple[str, ...]
     seconds: float
+    teaching_s: float
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class Search:
     reduce_range: bool = False
     workers: Workers | None = None
     _spent: list[float] = field(default_factory=list)
+    _teaching: list[float] = field(default_factory=list)
 
     def __call__(self) -> Found:
         """Run it.
@@ -212,7 +215,7 @@ class Search:
         ranked, margin = self._ranked(taught, reference, minimum, key)
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
         everyone = tuple(sorted(every, key=lambda s: key(s.cost)))
-        return Found(ranked, everyone, reference, minimum, base, tuple(notes), sum(self._spent))
+        return Found(ranked, everyone, reference, minimum, base, tuple(notes), sum(self._spent), sum(self._teaching))
 
     def _larger(
         self, base: Source, cutter: Cutter, teaching: Teaching, minimum: float, portion_epochs: float, notes: list[str]
@@ -402,6 +405,7 @@ class Search:
         """Teach one student on, and ask how good it is; returns the seconds that the teaching took."""
         learned, took, cached = teaching.teach(student, epochs, number, learning_rate)
         self._spent.append(took)
+        self._teaching.append(took)
         score, before = self._on_dev(learned), student.score
         student.epochs = round(student.epochs + epochs, 2)
         student.history.append((student.epochs, score))

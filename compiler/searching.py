@@ -104,6 +104,7 @@ def search(
         if budget.keeps(candidate.metric, last.right(candidate.logits)):
             record = {
                 "seconds": round(found.seconds, 1),
+                "teaching_seconds": round(found.teaching_s, 1),
                 "peak_memory_bytes": peak_memory(),
                 "objective": recipe.objective,
                 "reference": found.reference,
