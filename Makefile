@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-kernels lint wheel bench bench-search bench-ablation bench-peers bench-perf-analyzer prove-gate prove-pairs clean
+.PHONY: help install demo test test-kernels lint wheel bench bench-search bench-ablation bench-peers bench-perf-analyzer prove-gate prove-pairs clean bench-kernels
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ bench-search: install  ## the default search on several data sets; the result is
 
 bench-ablation: install  ## what each pass of a search bought, measured; the result is stored
 	$(BIN)/python -m lepto.benchmarks.ablation
+
+bench-kernels: install  ## attention against PyTorch's own on an NVIDIA GPU; the result is stored
+	$(BIN)/python -m lepto.benchmarks.kernels
 
 bench-peers: install  ## other tools on the same model, side by side (PACKAGES="out/a out/b" adds packages)
 	$(BIN)/python -m lepto.benchmarks.peers $(foreach package,$(PACKAGES),--package $(package))
