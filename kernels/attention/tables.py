@@ -76,7 +76,7 @@ _HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
         256: Launch(128, 64, 8, 2),
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 4, 2)},
-    rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 2)},
+    rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 3)},
 )
 _BLACKWELL = Architecture(
     shared_bytes=227 * 1024,
