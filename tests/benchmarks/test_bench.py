@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,7 +133,10 @@ class TestServed:
         assert code == 2
         assert "nobody does not answer" in err
 
-    def test_a_server_that_dies_half_way(self, lepto: Any, make_package: MakePackage, tmp_path: Path) -> None:
+    def test_a_server_that_dies_half_way(
+        self, lepto: Any, make_package: MakePackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from lepto.benchmarks.targets import Served
         from lepto.runtime.repository import publish
         from lepto.runtime.server import Server
         from lepto.runtime.tritonserver import find_installation
@@ -145,11 +147,18 @@ class TestServed:
             pytest.skip(str(error))
         publish(make_package(tmp_path / "t"), tmp_path / "repository")
         server = Server(tmp_path / "repository", http_port=0, grpc_port=0, metrics_port=0)
+        run, asked = Served.run, []
+
+        def run_and_kill(self: Served, place: int) -> None:
+            asked.append(place)
+            if len(asked) == 100:  # long after the first answers, which show that it is there
+                _kill_servers()
+            run(self, place)
+
+        monkeypatch.setattr(Served, "run", run_and_kill)
         with server:
-            timer = threading.Timer(1.0, _kill_servers)
-            timer.start()
-            code, _, err = lepto("bench", f"{server.http_url}/t", "--scenario", "single-stream", "--seconds", 3)
-            timer.join()
+            code, _, err = lepto("bench", f"{server.http_url}/t", "--scenario", "single-stream", "--seconds", 1)
+        assert len(asked) >= 100
         assert code == 2
         assert "stopped answering after" in err
         assert "start it again" in err
