@@ -97,6 +97,7 @@ def _measure(values: dict[str, Any], output: Output) -> dict[str, Any]:
             label_column=recipe.label_column,
             labels=source.labels,
             split="test",
+            task=source.task,
         )
         feeds = encode(samples.inputs, source.text)
         runners: dict[str, Any] = {"eager": source.runner(recipe.threads), "package": session.run}

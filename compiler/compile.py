@@ -263,6 +263,7 @@ def _judged(prepared: Prepared, text: Text | None) -> Judged | None:
         text_column=recipe.text_column,
         label_column=recipe.label_column,
         labels=prepared.source.labels,
+        task=prepared.source.task,
     )
     check_inputs(samples, prepared.source)
     return Judged.of(samples, text)

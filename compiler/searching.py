@@ -243,6 +243,7 @@ def _splits(prepared: Prepared) -> tuple[Samples, Samples]:
         text_column=recipe.text_column,
         label_column=recipe.label_column,
         labels=source.labels,
+        task=source.task,
     )
     return train, dev
 

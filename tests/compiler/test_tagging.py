@@ -1,0 +1,92 @@
+"""Token classification end to end: words in, a label for each, searched, quantized and judged by entity F1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
+
+from lepto.compiler import Recipe, compile_model
+from lepto.runtime.verify import verify_package
+
+from .conftest import _MIDDLES, LABELS, SIZES, Toy, toy_rows
+from .test_searching import short  # noqa: F401  # a short search
+
+Row = tuple[list[str], list[str]]
+NAMES = ("O", *(f"{kind}-{label.split()[0]}" for label in LABELS for kind in "BI"))
+
+
+def tagged() -> list[Row]:
+    """The toy's texts, in which the words that say what is wanted are entities."""
+    rows = []
+    for text, label in toy_rows():
+        words, name = text.split(), label.split()[0]
+        labels = ["O"] * len(words)
+        for middle in _MIDDLES[LABELS.index(label)]:
+            wanted = middle.split()
+            for at in range(len(words)):
+                if words[at : at + len(wanted)] == wanted:
+                    labels[at : at + len(wanted)] = [f"B-{name}", *[f"I-{name}"] * (len(wanted) - 1)]
+        rows.append((words, labels))
+    return rows
+
+
+def write(file: Path, rows: list[Row]) -> str:
+    file.write_text("".join(json.dumps({"words": words, "labels": labels}) + "\n" for words, labels in rows))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def tagger(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tagger")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(toy.model)
+    model = BertForTokenClassification(
+        BertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+            max_position_embeddings=32, hidden_dropout_prob=0.0,
+            **{**SIZES, "num_labels": len(NAMES), "id2label": dict(enumerate(NAMES)),
+               "label2id": {name: i for i, name in enumerate(NAMES)}},
+        )
+    )  # fmt: skip
+    rows = tagged()[60:]
+    encoded = tokenizer([words for words, _ in rows], is_split_into_words=True, padding=True, return_tensors="pt")
+    targets = torch.tensor(
+        [
+            [-100 if word is None else NAMES.index(rows[at][1][word]) for word in encoded.word_ids(at)]
+            for at in range(len(rows))
+        ]
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(12):
+        for part in torch.randperm(len(rows)).split(32):
+            logits = model(encoded["input_ids"][part], encoded["attention_mask"][part]).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[part].flatten(), ignore_index=-100)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_tagger_is_searched(tagger: Path, tmp_path: Path) -> None:
+    rows = tagged()
+    recipe = Recipe(
+        model=str(tagger), task="token-classification", train=write(tmp_path / "train.jsonl", rows[160:]),
+        eval=write(tmp_path / "eval.jsonl", rows[:60]), dev=write(tmp_path / "dev.jsonl", rows[60:160]),
+        text_column="words", label_column="labels", max_drop="10%", threads=1,
+    )  # fmt: skip
+    package = compile_model(recipe, tmp_path / "out")
+    manifest = package.manifest
+    assert manifest.task == "token-classification"
+    assert manifest.source.metric is not None
+    assert manifest.result.metric is not None
+    assert manifest.source.metric.value > 0.9
+    assert manifest.result.metric.value >= 0.9 * manifest.source.metric.value
+    assert manifest.result.bytes < manifest.source.bytes
+    assert manifest.environment["search"]["winner"]
+    assert all(check.ok for check in verify_package(package))
