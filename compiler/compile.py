@@ -184,10 +184,14 @@ def run_prepared(
             else agreement(source_logits, candidate.logits),
             bound=difference,
             verdict=verdict,
-            speedup=_speedup(timing, source, recipe.threads),
+            speedup=_speedup(timing, prepared),
             p50_ms=(timing.baseline_ms, timing.candidate_ms),
             batch_invariant=invariant,
-            environment={**environment(versions), **({"search": searched.record} if searched is not None else {})},
+            environment={
+                **environment(versions),
+                **({"stand_in": prepared.stand_in} if prepared.stand_in is not None else {}),
+                **({"search": searched.record} if searched is not None else {}),
+            },
             probe=real_feeds(evaluator.feeds(), 16),
             evidence=gather(evaluator, source_logits, candidate.logits, timing, pipeline.faithful, candidate.model),
         )
@@ -304,10 +308,11 @@ def environment(versions: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _speedup(timing: Timing, source: Source, threads: int) -> Speedup:
-    how = "onnxruntime, as given" if source.load_onnx is not None else "PyTorch eager"
+def _speedup(timing: Timing, prepared: Prepared) -> Speedup:
+    how = "onnxruntime, as given" if prepared.source.load_onnx is not None else "PyTorch eager"
+    where = "" if prepared.stand_in is None else f", on {prepared.stand_in} in place of {prepared.target.name}"
     ratio = timing.ratio
-    against = f"{how}, {threads} threads, batch 1"
+    against = f"{how}, {prepared.recipe.threads} threads, batch 1{where}"
     return Speedup(value=ratio.value, low=ratio.low, high=ratio.high, against=against)
 
 

@@ -31,6 +31,7 @@ class Prepared:
         plan: The passes by name; alternatives of one step are joined by ``|``.
         searches: Whether a smaller model is searched for first.
         notes: What was decided, and why.
+        stand_in: The level of this CPU, where it lacks the target's own and candidates are timed on it all the same.
     """
 
     recipe: Recipe
@@ -42,6 +43,7 @@ class Prepared:
     plan: tuple[str, ...]
     notes: tuple[str, ...]
     searches: bool = False
+    stand_in: str | None = None
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -66,6 +68,13 @@ def prepare(recipe: Recipe) -> Prepared:
     if evaluation is not None and evaluation.one_label:
         raise LeptoError(f"{evaluation.origin}: all {len(evaluation)} samples have one label, which shows nothing")
     notes = []
+    instead = stand_in(target)
+    if instead is not None:
+        notes.append(
+            f"this CPU has no {target.isa} ({this_machine().cpu}): candidates are timed on it as {instead} in place of "
+            f"{target.name}, and weights keep to seven bits, which every {target.isa} computes alike. Measure the "
+            "result there: lepto bench PACKAGE"
+        )
     names: tuple[str, ...]
     asked: list[str] = []
     gpu = target.kind == "gpu"
@@ -130,6 +139,7 @@ def prepare(recipe: Recipe) -> Prepared:
         names,
         tuple(notes),
         searches,
+        instead,
     )
 
 
@@ -156,13 +166,25 @@ def resolve_target(name: str) -> Target:
     target = TARGETS[name]
     if target.kind == "gpu":
         return target  # nothing is timed here: the engine is built for it, or a kit that builds it there
-    if target.isa not in machine.isa_levels:
+    if target.isa not in machine.isa_levels and stand_in(target) is None:
         raise LeptoError(
             f"target {name!r} cannot be measured here: this CPU ({machine.cpu}) has "
             f"{', '.join(machine.isa_levels) or 'no known level'}. "
             "Compile on such a machine, or choose another --target"
         )
     return target
+
+
+def stand_in(target: Target) -> str | None:
+    """The best level of this CPU where it lacks the level of a CPU target of its own family; else None.
+
+    ONNX Runtime chooses its kernels when a session is made, so that the same file runs on both, and what is faster on
+    one level mostly is on the next. What was timed on a stand-in is marked as such wherever it is shown.
+    """
+    levels = [level for level in this_machine().isa_levels if level in _LEVELS]
+    if target.kind != "cpu" or target.isa not in _LEVELS or target.isa in levels or not levels:
+        return None
+    return levels[-1]
 
 
 def check_weights(source: Source) -> None:

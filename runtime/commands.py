@@ -146,16 +146,17 @@ def _print_reasons(output: Output, diagnosis: Diagnosis) -> None:
     for report in diagnosis.targets:
         for what in ("build", "run", "serve"):
             verdict: Verdict = getattr(report, what)
-            if not verdict.ok:
-                reasons.setdefault(f"cannot {what}: {verdict.reason}", []).append(report.target.name)
+            if verdict.reason:
+                cannot = what if verdict.ok else f"cannot {what}"
+                reasons.setdefault(f"{cannot}: {verdict.reason}", []).append(report.target.name)
     if reasons:
-        output.print("\nwhy not")
+        output.print("\nwhy not, or not quite")
         for reason, names in reasons.items():
             output.print(escape(f"  {', '.join(names)}: {reason}"))
 
 
 def _word(verdict: Verdict) -> str:
-    return "yes" if verdict.ok else "no"
+    return ("in its place" if verdict.reason else "yes") if verdict.ok else "no"
 
 
 def _verdicts(report: Any) -> dict[str, Any]:

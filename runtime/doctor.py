@@ -37,7 +37,7 @@ _SERVERS = {"0.7.0": "2.51.0"}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether something can be done here, and if not, why."""
+    """Whether something can be done here, and if not, or not quite, why."""
 
     ok: bool
     reason: str = ""
@@ -166,10 +166,12 @@ def report_target(
         return _report_gpu(target, machine, lacking, server, versions or {})
     fits = _fits(target, machine, flags)
     build = fits
-    if fits.ok and lacking:
-        build = Verdict(False, f"not installed: {', '.join(lacking)}")
+    if not fits.ok and machine.architecture == "x86_64" and target.isa != "arm64":
+        build = Verdict(True, f"candidates are timed on this CPU in its place: {fits.reason}")
     elif not fits.ok:
         build = Verdict(False, f"candidates are timed on the target, and {fits.reason}")
+    if build.ok and lacking:
+        build = Verdict(False, f"not installed: {', '.join(lacking)}")
     return TargetReport(target, build=build, run=fits, serve=server if fits.ok else fits)
 
 
