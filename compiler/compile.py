@@ -149,6 +149,7 @@ def run_prepared(
                 layers=subject.layers,
                 # Single texts have one kind of token; a cut model has no other user who could know better.
                 constant_inputs={"token_type_ids": 0} if first else {},
+                learned=subject.learned,
             )
             pipeline = Pipeline(subject, context, evaluator, cache, console, budget, versions)
             pipeline.records.extend(records)

@@ -18,6 +18,7 @@ import numpy as np
 
 from lepto.compiler.channels import Cut, rebuild
 from lepto.compiler.encoder import Encoder, Sizes, shaped
+from lepto.compiler.passes.learned import LearnedRanges
 from lepto.compiler.source import Source, Text, text_digest
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def derive(
     text: Text | None = None,
     kept_tokens: Sequence[int] | None = None,
     cut: Cut | None = None,
+    learned: LearnedRanges | None = None,
 ) -> Source:
     """A source with another module, and for text another tokenizer.
 
@@ -40,6 +42,7 @@ def derive(
         text: The new tokenizer; by default that of ``source``.
         kept_tokens: For each new token id the original one; by default as in ``source``.
         cut: The channels that are left of it; by default as in ``source``.
+        learned: Ranges that were trained with these very weights; those of ``source`` do not hold for them.
     """
     text = text or source.text
     digest = hashlib.sha256(text_digest(text))
@@ -66,6 +69,7 @@ def derive(
         load_module=lambda: module,
         kept_tokens=source.kept_tokens if kept_tokens is None else tuple(kept_tokens),
         cut=source.cut if cut is None else cut,
+        learned=learned,
         _made={},
     )
 
@@ -87,6 +91,9 @@ def save(source: Source, folder: Path) -> None:
         about["sizes"] = encoder.sizes().to_json()
     if source.cut is not None:
         about["cut"] = source.cut.to_json()
+    if source.learned is not None:
+        about["ranges"] = dict(source.learned.ranges)
+        np.savez(folder / "learned.npz", **source.learned.arrays())  # type: ignore[arg-type]  # names of arrays
     if source.text is not None:
         about["tokenizer"] = source.text.tokenizer
         about["preprocessing"] = source.text.preprocessing.model_dump(mode="json")
@@ -121,4 +128,8 @@ def load(root: Source, folder: Path) -> Source:
     text = None
     if "tokenizer" in about:
         text = Text(about["tokenizer"], Preprocessing.model_validate(about["preprocessing"]))
-    return derive(root, module, text=text, kept_tokens=about["kept_tokens"], cut=cut)
+    learned = None
+    if "ranges" in about:
+        with np.load(folder / "learned.npz", allow_pickle=False) as arrays:
+            learned = LearnedRanges.of_arrays(about["ranges"], arrays)
+    return derive(root, module, text=text, kept_tokens=about["kept_tokens"], cut=cut, learned=learned)

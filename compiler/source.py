@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from lepto.compiler.channels import Cut
+    from lepto.compiler.passes.learned import LearnedRanges
 
 Axes = Mapping[str, Mapping[int, str]]
 """For each input the names of its dynamic axes, by position; axis 0 is ``batch``."""
@@ -65,6 +66,7 @@ class Source:
         maximum: Largest size of each dynamic axis but the batch.
         kept_tokens: For each token id the original one, where the vocabulary was trimmed; else None.
         cut: The channels that are left of a pruned network; else None.
+        learned: Ranges of activations that were trained with the weights; else None.
         load_module: Makes the PyTorch module; None for ONNX files.
         load_onnx: Reads the ONNX model; None for PyTorch.
         example: Inputs of batch 2 to trace with, by name.
@@ -86,6 +88,7 @@ class Source:
     maximum: Mapping[str, int] = field(default_factory=dict)
     kept_tokens: tuple[int, ...] | None = None
     cut: Cut | None = None
+    learned: LearnedRanges | None = None
     load_module: Callable[[], torch.nn.Module] | None = None
     load_onnx: Callable[[], OnnxModel] | None = None
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -45,6 +45,16 @@ class LearnedRanges:
                 digest.update(f"{name}{array.dtype}{array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
 
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The sample and what is read for it, under names that :meth:`of_arrays` reads again."""
+        return {f"feed/{n}": a for n, a in self.feed.items()} | {f"input/{n}": a for n, a in self.inputs.items()}
+
+    @classmethod
+    def of_arrays(cls, ranges: Mapping[str, Sequence[float]], arrays: Mapping[str, npt.NDArray[Any]]) -> LearnedRanges:
+        """From ranges as JSON holds them, and :meth:`arrays`."""
+        feed, inputs = ({n.split("/", 1)[1]: arrays[n] for n in arrays if n.startswith(k)} for k in ("feed/", "input/"))
+        return cls({path: (low, high) for path, (low, high) in ranges.items()}, feed, inputs)
+
     def of(self, model: OnnxModel, names: Sequence[str], threads: int) -> dict[str, Range]:
         """The ranges of those tensors that hold what a layer reads; a fusion may have moved the others."""
         from lepto.compiler.passes.observe import observe

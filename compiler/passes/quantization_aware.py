@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -15,6 +16,7 @@ from lepto.compiler.source import Source
 from lepto.compiler.training.lesson import prepare_lesson
 from lepto.compiler.training.loop import Schedule, train
 from lepto.compiler.training.qat import quantization_aware
+from lepto.compiler.verify import encode
 from lepto.runtime.errors import LeptoError
 
 Activations = Literal["static", "dynamic"]
@@ -25,7 +27,8 @@ class QuantizationAware:
     """Teach the weights to bear 8 bits, before an 8-bit pass rounds them for good.
 
     The model learns from its original, as in distillation, with every linear layer rounding weights and inputs. What
-    comes out is a float model; an 8-bit pass goes after it. Worth its time where plain 8 bits lose too much.
+    comes out is a float model; an 8-bit pass goes after it, a static one with the ranges that the weights were trained
+    for. Worth its time where plain 8 bits lose too much.
 
     Attributes:
         epochs: Passes over the training samples; each reads one of the augmented copies, too.
@@ -108,4 +111,12 @@ class QuantizationAware:
             f"{layers} linear layers learned with 8-bit weights and {self.activations} 8-bit inputs: {self.epochs:g} "
             f"epochs of {len(context.train):,} samples, loss {losses[0]:.3f} → {losses[-1]:.3f}"
         )
-        return derive(source, module)
+        learned = None if dynamic else rounding.learned(encode(_first(context.train.inputs), source.text)[0])
+        return derive(source, module, learned=learned)
+
+
+def _first(inputs: Any) -> Any:
+    """The first sample alone."""
+    if isinstance(inputs, Mapping):
+        return {name: array[:1] for name, array in inputs.items()}
+    return inputs[:1]

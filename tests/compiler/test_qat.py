@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from torch import nn
 
 from lepto.compiler import Recipe, compile_model
 from lepto.compiler.context import Context
+from lepto.compiler.derived import derive, load, save
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.learned import LearnedRanges, same_values
 from lepto.compiler.passes.quantization_aware import QuantizationAware
 from lepto.compiler.passes.quantize_static import QuantizeStatic
+from lepto.compiler.source import Source
 from lepto.compiler.training.loop import Schedule, train
 from lepto.compiler.training.pool import Pool, array_collate, teach
 from lepto.compiler.training.qat import fake_quantize_activation, fake_quantize_weight, quantization_aware
@@ -188,6 +191,28 @@ def test_it_is_a_pass_that_a_user_can_name(toy: Toy, own_cache: Path, tmp_path: 
     static = records["quantize-static"]
     assert static.metric is not None
     assert static.metric.value > 0.9
+    # Fusions leave most inputs of linear layers as tensors of the graph; those have the ranges that were trained.
+    trained = re.search(r"(\d+) of (\d+) ranges trained", static.reason)
+    assert trained is not None
+    assert 0 < int(trained[1]) <= int(trained[2])
+
+
+def test_learned_ranges_stay_with_the_weights_that_learned_them(digits: Any, tmp_path: Path) -> None:
+    images, _ = digits
+    module = Digits().eval()
+    with quantization_aware(module) as rounding:
+        module(torch.from_numpy(images[:64]))
+    root = Source(
+        "factory", "digits", "digits", "Digits", "image-classification", "0" * 64, 1, 4, None, None,
+        {"x": {0: "batch"}}, {"x": images[:2]}, load_module=lambda: module,
+    )  # fmt: skip
+    source = derive(root, module, learned=rounding.learned({"x": images[:1]}))
+    save(source, tmp_path)
+    back = load(root, tmp_path)
+    assert back.learned is not None
+    assert source.learned is not None
+    assert back.learned.digest == source.learned.digest
+    assert derive(back, Digits().eval()).learned is None
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"activations": "none"}, {"copies": -1}])
