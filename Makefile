@@ -21,8 +21,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## train, compile, gate, publish, serve and ask, on the data that the project carries
 	$(BIN)/lepto workload demo
 
-test: install  ## run the tests
-	$(BIN)/python -m pytest
+# A module's tests share what they compile, so that modules go to the workers whole.
+test: install  ## run the tests: modules on two workers, then what must have the machine for itself
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not thorough and not alone'
+	$(BIN)/python -m pytest -m 'alone and not thorough'
 
 test-kernels: install  ## run all tests of the kernels, also those that `make test` leaves out
 	$(BIN)/python -m pytest tests/kernels tests/compiler/test_lepto_attention.py -m 'thorough or not thorough'

@@ -93,7 +93,7 @@ def save(source: Source, folder: Path) -> None:
         about["cut"] = source.cut.to_json()
     if source.learned is not None:
         about["ranges"] = dict(source.learned.ranges)
-        np.savez(folder / "learned.npz", **source.learned.arrays())  # type: ignore[arg-type]  # names of arrays
+        np.savez(folder / "learned.npz", **source.learned.arrays())
     if source.text is not None:
         about["tokenizer"] = source.text.tokenizer
         about["preprocessing"] = source.text.preprocessing.model_dump(mode="json")

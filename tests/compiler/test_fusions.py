@@ -160,7 +160,7 @@ def test_attention_for_the_one_row_that_is_read_projects_no_other(mask: str) -> 
     model = OnnxModel.from_proto(onnx.shape_inference.infer_shapes(proto))
     feeds = {"x": X3, "attention_mask": MASK} if mask else {"x": X3}
     fused = check(model, feeds, Attention=0, FusedMatMul=4)
-    small = dynamic_int8(fused, per_channel=True, reduce_range=False)
+    small = dynamic_int8(fused, per_channel=True, reduce_range=True)  # holds on every CPU
     assert [t.data_type for t in small.proto().graph.initializer if len(t.dims) == 3 and t.dims[0] == 2].count(
         onnx.TensorProto.INT8
     ) == 2

@@ -461,6 +461,7 @@ def test_stopped_while_starting_nothing_is_left(
 
 
 @needs_server
+@pytest.mark.alone
 @pytest.mark.parametrize("then", ["stop", "restart"])
 def test_when_the_guardian_is_killed_nothing_is_left(
     served: tuple[Server, Path, list[str]], packages: dict[str, Path], tmp_path: Path, then: str
@@ -491,6 +492,7 @@ time.sleep(60)
 
 
 @needs_server
+@pytest.mark.alone
 def test_when_the_owner_is_killed_nothing_is_left(packages: dict[str, Path], tmp_path: Path) -> None:
     publish(packages["linear"], tmp_path)
     before = environments()
