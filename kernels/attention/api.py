@@ -6,16 +6,18 @@ from typing import Literal
 
 import torch
 
-from lepto.kernels.attention.launch import architecture_of, launch_forward
+from lepto.kernels.attention.launch import architecture_of, launch_forward, launch_hopper
 from lepto.kernels.attention.reference import reference, reference_varlen
-from lepto.kernels.attention.tables import choose
+from lepto.kernels.attention.tables import choose, choose_specialized
 from lepto.kernels.attention.validation import (
+    HOPPER,
     Window,
     check_bias,
     check_cu_seqlens,
     check_dense,
     check_head_dim,
     check_heads,
+    check_hopper,
     check_implementation,
     check_lengths,
     check_numbers,
@@ -63,7 +65,8 @@ def attention(
         scale: Factor of the scores, by default ``1 / sqrt(D)``.
         return_lse: Also return the log-sum-exp of the scores, ``[B, H, S_q]`` float32.
         check_values: Check the numbers in ``lengths``, which waits for the GPU.
-        implementation: ``triton`` or ``reference``; neither stands in for the other.
+        implementation: ``triton``, ``reference``, or ``hopper`` (sm_90; TMA and warp specialization, no mask but the
+            causal one); none stands in for another.
 
     Returns:
         The output in ``q``'s layout, and the log-sum-exp if asked for.
@@ -72,7 +75,7 @@ def attention(
         ValueError: A shape, a number or the architecture is not supported.
         TypeError: A dtype is not supported.
     """
-    check_implementation(implementation)
+    check_implementation(implementation, HOPPER)
     if layout not in ("bhsd", "bshd"):
         raise ValueError(f"layout must be bhsd or bshd, got {layout!r}")
     swap = layout == "bshd"
@@ -96,14 +99,22 @@ def attention(
         )
         lse = lse.float()
     else:
-        choose(architecture_of(q), head_dim, rows)  # an architecture without kernels is an error before any work
+        # An architecture without kernels is an error before any work.
+        if implementation == HOPPER:
+            check_hopper(window, softcap, q=q, k=k, v=v, lengths=lengths, bias=bias, alibi_slopes=alibi_slopes)
+            choose_specialized(architecture_of(q), head_dim)
+        else:
+            choose(architecture_of(q), head_dim, rows)
         out = torch.empty((batch, rows, heads, head_dim) if swap else q.shape, dtype=q.dtype, device=q.device)
         out = out.transpose(1, 2) if swap else out
         lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-        launch_forward(
-            q, k, v, out, lse if return_lse else None,
-            scale=scale, window=seen, softcap=softcap, bias=bias, slopes=alibi_slopes, lengths=lengths,
-        )  # fmt: skip
+        if implementation == HOPPER:
+            launch_hopper(q, k, v, out, lse if return_lse else None, scale=scale, causal=causal)
+        else:
+            launch_forward(
+                q, k, v, out, lse if return_lse else None,
+                scale=scale, window=seen, softcap=softcap, bias=bias, slopes=alibi_slopes, lengths=lengths,
+            )  # fmt: skip
     out = out.transpose(1, 2) if swap else out
     return (out, lse) if return_lse else out
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import triton
 
-from lepto.kernels.attention import forward
-from lepto.kernels.attention.tables import Launch, choose, padded_head_dim
+from lepto.kernels.attention import forward, hopper
+from lepto.kernels.attention.tables import Launch, choose, choose_specialized, padded_head_dim
 from lepto.kernels.attention.validation import Window
 
 
@@ -104,6 +104,40 @@ def launch_forward(
         WIDEN=v.dtype == torch.bfloat16 and interpreted(_raw(kernel)),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+    )  # fmt: skip
+
+
+def launch_hopper(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    *,
+    scale: float,
+    causal: bool,
+) -> None:
+    """Fill ``out`` and ``lse`` by the warp-specialized kernel; tensors are views of ``[B, H, S, D]``."""
+    batch, heads, rows, head_dim = q.shape
+    kernel = hopper._attention_hopper_kernel
+    config = choose_specialized(architecture_of(q, kernel), head_dim)
+    keys = k.shape[2]
+    if not batch * heads * rows:
+        return
+    if not keys:  # no descriptor has no rows
+        out.zero_()
+        if lse is not None:
+            lse.fill_(float("-inf"))
+        return
+    if not interpreted(kernel):  # for the descriptors
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
+    kernel[(triton.cdiv(rows, config.block_m) * heads * batch,)](
+        q, k, v, out, lse, *(s for x in (q, k, v, out) for s in (*strides(x, 0, 1), strides(x, 2)[0] or head_dim)),
+        heads, heads // k.shape[1], rows, keys, float(scale),
+        HEAD_DIM=head_dim, BLOCK_M=config.block_m, BLOCK_N=config.block_n, CAUSAL=causal,
+        MASK=causal or keys % config.block_n > 0, LSE=lse is not None,
+        WIDEN=v.dtype == torch.bfloat16 and interpreted(kernel),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
 

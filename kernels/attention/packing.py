@@ -9,6 +9,7 @@ import triton
 
 from lepto.kernels.attention.copy_tokens import _copy_tokens_kernel
 from lepto.kernels.attention.launch import architecture_of
+from lepto.kernels.attention.tables import choose_copy
 from lepto.kernels.attention.validation import check_implementation
 
 
@@ -95,15 +96,15 @@ def unpack(packed: torch.Tensor, packing: Packing, *, implementation: str = "tri
 
 
 def _copy(padded: torch.Tensor, packed: torch.Tensor, packing: Packing, *, unpack: bool) -> None:
-    architecture_of(packed, _copy_tokens_kernel)
+    config = choose_copy(architecture_of(packed, _copy_tokens_kernel))
     if not padded.numel():
         return
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[padded.element_size()]
     width = padded[0, 0].numel()
-    rows = 16
-    blocks = triton.cdiv(packing.columns, rows)
+    blocks = triton.cdiv(packing.columns, config.rows)
     _copy_tokens_kernel[(blocks * packing.starts.numel(),)](
         padded.view(bits), packed.view(bits), packing.cu_seqlens, packing.starts, packing.columns, width,
         packing.columns * width, width, blocks,
-        UNPACK=unpack, ROWS=rows, WIDTH=min(256, triton.next_power_of_2(width)),
+        UNPACK=unpack, ROWS=config.rows, WIDTH=min(config.width, triton.next_power_of_2(width)),
+        num_warps=config.num_warps,
     )  # fmt: skip

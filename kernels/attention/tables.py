@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,21 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """One launch configuration of `pack` and `unpack`, which are bound by memory.
+
+    Attributes:
+        rows: Tokens of one program.
+        width: Values of a token that one step copies, at most.
+        num_warps: Warps of one program.
+    """
+
+    rows: int
+    width: int
+    num_warps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """What a kernel may use there, and the launches by the largest padded head_dim that each serves.
 
@@ -32,6 +47,9 @@ class Architecture:
         long: For more than 64 query rows.
         short: For at most 64 query rows: a larger block would compute rows that do not exist.
         rich: With a bias, ALiBi or a soft cap, at any length: their addresses and scores want registers of their own.
+        decode: For a cache: few rows, bound by the memory that the cache is read from. ``block_m`` is the least.
+        copy: For `pack` and `unpack`.
+        specialized: For the warp-specialized kernel of `hopper`, and nothing else; empty where there is none.
     """
 
     shared_bytes: int
@@ -39,8 +57,18 @@ class Architecture:
     long: dict[int, Launch]
     short: dict[int, Launch]
     rich: dict[int, Launch]
+    decode: dict[int, Launch]
+    copy: Copy
+    specialized: dict[int, Launch] = field(default_factory=dict)
 
 
+_DECODE = {
+    32: Launch(16, 128, 4, 3),
+    64: Launch(16, 128, 4, 3),
+    128: Launch(16, 64, 4, 3),
+    256: Launch(16, 32, 4, 2),
+}
+_COPY = Copy(16, 256, 4)
 _AMPERE_LARGE = Architecture(  # A100, Jetson Orin: room for a deep pipeline
     shared_bytes=163 * 1024,
     tensor_core="mma.sync",
@@ -53,6 +81,8 @@ _AMPERE_LARGE = Architecture(  # A100, Jetson Orin: room for a deep pipeline
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 32, 4, 3), 256: Launch(64, 32, 8, 2)},
     rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(32, 32, 8, 2)},
+    decode=_DECODE,
+    copy=_COPY,
 )
 _AMPERE_SMALL = Architecture(  # A10, RTX 30, L4, RTX 40
     shared_bytes=99 * 1024,
@@ -65,6 +95,8 @@ _AMPERE_SMALL = Architecture(  # A10, RTX 30, L4, RTX 40
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 32, 4, 3), 256: Launch(64, 32, 8, 2)},
     rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(32, 32, 8, 2)},
+    decode=_DECODE,
+    copy=_COPY,
 )
 _HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
     shared_bytes=227 * 1024,
@@ -77,6 +109,14 @@ _HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 4, 2)},
     rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 3)},
+    decode=_DECODE,
+    copy=_COPY,
+    specialized={  # four warps, or Triton specializes none
+        32: Launch(128, 64, 4, 2),
+        64: Launch(128, 128, 4, 2),
+        128: Launch(128, 128, 4, 2),
+        256: Launch(128, 64, 4, 2),
+    },
 )
 _BLACKWELL = Architecture(
     shared_bytes=227 * 1024,
@@ -89,6 +129,8 @@ _BLACKWELL = Architecture(
     },
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 8, 2)},
     rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 2)},
+    decode=_DECODE,
+    copy=_COPY,
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -103,13 +145,6 @@ ARCHITECTURES: dict[str, Architecture] = {
 INTERPRETER = Launch(32, 32, 4, 1)
 # A float32 product runs without tensor cores: small blocks keep it in registers.
 FLOAT32 = Launch(32, 32, 4, 1)
-# Decode: few rows, bound by the memory that the cache is read from.
-DECODE: dict[int, Launch] = {
-    32: Launch(16, 128, 4, 3),
-    64: Launch(16, 128, 4, 3),
-    128: Launch(16, 64, 4, 3),
-    256: Launch(16, 32, 4, 2),
-}
 
 
 def architecture(name: str) -> Architecture:
@@ -155,11 +190,35 @@ def choose(name: str, head_dim: int, rows: int, *, float32: bool = False, rich: 
 
 
 def choose_decode(name: str, head_dim: int) -> Launch:
-    """The launch of decode, which is the same on every architecture of the tables."""
+    """The launch of decode."""
+    return INTERPRETER if name == "interpreter" else _of(architecture(name).decode, head_dim)
+
+
+def choose_specialized(name: str, head_dim: int) -> Launch:
+    """The launch of the warp-specialized kernel.
+
+    Raises:
+        ValueError: The architecture has none, or none for this head_dim.
+    """
     if name == "interpreter":
         return INTERPRETER
-    architecture(name)
-    return _of(DECODE, head_dim)
+    table = architecture(name).specialized
+    if head_dim not in table:
+        able = [
+            f"{known} (head_dim {', '.join(map(str, e.specialized))})"
+            for known, e in ARCHITECTURES.items()
+            if e.specialized
+        ]
+        raise ValueError(
+            f"implementation='hopper' runs on {', '.join(able)}, got {name} with head_dim {head_dim}: use "
+            "implementation='triton'"
+        )
+    return table[head_dim]
+
+
+def choose_copy(name: str) -> Copy:
+    """The launch of `pack` and `unpack`."""
+    return _COPY if name == "interpreter" else architecture(name).copy
 
 
 def _of(table: dict[int, Launch], head_dim: int) -> Launch:

@@ -9,13 +9,14 @@ import torch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 IMPLEMENTATIONS = ("triton", "reference")
+HOPPER = "hopper"
 Window = tuple[int, int]
 
 
-def check_implementation(name: str) -> None:
+def check_implementation(name: str, *more: str) -> None:
     """The implementation is one of those that exist; none stands in for another."""
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+    if name not in (*IMPLEMENTATIONS, *more):
+        raise ValueError(f"implementation must be one of {', '.join((*IMPLEMENTATIONS, *more))}, got {name!r}")
 
 
 def check_head_dim(head_dim: int) -> None:
@@ -44,6 +45,32 @@ def check_tensors(dtypes: Sequence[torch.dtype] = DTYPES, **tensors: torch.Tenso
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1 and tensor.numel():
             raise ValueError(
                 f"{name}'s last dimension must be contiguous, its stride is {tensor.stride(-1)}: call .contiguous()"
+            )
+
+
+def check_hopper(window: Window | None, softcap: float, **tensors: torch.Tensor | None) -> None:
+    """What the warp-specialized kernel can: no mask but the causal one, tensors that TMA can read.
+
+    Args:
+        window: Must be None.
+        softcap: Must be 0.
+        **tensors: q, k and v; and by name those that it does not take, None.
+    """
+    wrong = [name for name in ("lengths", "bias", "alibi_slopes") if tensors.get(name) is not None]
+    wrong += ["window"] if window is not None else []
+    wrong += ["softcap"] if softcap else []
+    if wrong:
+        raise ValueError(f"implementation='hopper' takes no {wrong[0]}: use implementation='triton'")
+    for name in ("q", "k", "v"):
+        tensor = tensors[name]
+        assert tensor is not None
+        if tensor.dtype not in (torch.float16, torch.bfloat16):
+            raise TypeError(f"implementation='hopper' runs in float16 or bfloat16, {name} is {_short(tensor.dtype)}")
+        steps = [tensor.stride(dim) for dim in range(3) if tensor.shape[dim] > 1]
+        if any(step % 8 for step in steps) or tensor.data_ptr() % 16:
+            raise ValueError(
+                f"implementation='hopper' needs rows that start at multiples of 16 bytes, {name} has strides "
+                f"{[*tensor.stride()]} of 2 bytes at address {tensor.data_ptr():#x}: call .contiguous()"
             )
 
 

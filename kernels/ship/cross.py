@@ -10,12 +10,50 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lepto.kernels.attention.tables import architecture
+from lepto.kernels.ship.hopper_specification import HopperSpecification
+from lepto.kernels.ship.plugin_specification import PluginSpecification
+from lepto.kernels.ship.small_specification import KERNELS as SMALL
+from lepto.kernels.ship.small_specification import SmallSpecification
 from lepto.kernels.ship.specification import Specification
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
+
+
+class Compilable(Protocol):
+    """A kernel with everything fixed: each kind of specification."""
+
+    @property
+    def name(self) -> str:
+        """One for each variant."""
+
+    @property
+    def architecture(self) -> str:
+        """Such as ``sm_87``."""
+
+    @property
+    def function(self) -> Any:
+        """Triton's function."""
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether a matrix product is in it, which must run on tensor cores."""
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The compile-time arguments; what is neither these nor an argument is None."""
+
+    @property
+    def warps_and_stages(self) -> tuple[int, int]:
+        """As it is launched."""
+
+    def arguments(self, names: list[str]) -> list[tuple[str, str]]:
+        """What the compiled kernel takes, in order: names and Triton's types."""
+
+    def divisible(self, name: str) -> bool:
+        """Whether the compiler may take the argument for a multiple of 16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +91,12 @@ class Compiled:
         return " ".join(sorted(found))
 
 
-def cross_compile(specification: Specification) -> Compiled:
+def cross_compile(specification: Compilable, *, ptx_version: int | None = None) -> Compiled:
     """Compile one variant.
+
+    Args:
+        specification: What to compile.
+        ptx_version: Of the PTX, 80 for 8.0: a driver reads none that is newer than itself. By default the newest.
 
     Raises:
         ValueError: Its architecture is in no table.
@@ -64,8 +106,7 @@ def cross_compile(specification: Specification) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from lepto.kernels.attention.forward import _attention_forward_kernel as kernel
-
+    kernel = specification.function
     architecture(specification.architecture)
     if not isinstance(kernel, triton.JITFunction):
         raise RuntimeError("nothing can be compiled while Triton interprets: unset TRITON_INTERPRET")
@@ -81,11 +122,16 @@ def cross_compile(specification: Specification) -> Compiled:
             (names.index(name),): [["tt.divisibility", 16]] for name, _ in arguments if specification.divisible(name)
         },
     )
-    launch = specification.launch
+    warps, stages = specification.warps_and_stages
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", int(specification.architecture.removeprefix("sm_")), 32),
-        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True},
+        options={
+            "num_warps": warps,
+            "num_stages": stages,
+            "enable_fp_fusion": True,
+            **({} if ptx_version is None else {"ptx_version": ptx_version}),
+        },
     )
     registers, stack = _resources(compiled.asm["cubin"])
     return Compiled(
@@ -120,14 +166,17 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2]) + int(found[3])
 
 
-def summary(specification: Specification) -> dict[str, Any]:
+def summary(specification: Compilable) -> dict[str, Any]:
     """What the tests judge, as JSON."""
     compiled = cross_compile(specification)
     return {
         "name": specification.name,
         "architecture": specification.architecture,
+        "multiplies": specification.multiplies,
         "tensor_core": compiled.tensor_core,
         "int8": "s32.s8.s8" in compiled.ptx,
+        "tma": "cp.async.bulk.tensor" in compiled.ptx,
+        "specialized": "ttg.warp_specialize" in compiled.ttgir and "setmaxnreg" in compiled.ptx,
         "shared_bytes": compiled.shared_bytes,
         "registers": compiled.registers,
         "stack_bytes": compiled.stack_bytes,
@@ -136,9 +185,18 @@ def summary(specification: Specification) -> dict[str, Any]:
     }
 
 
+def read(line: str) -> Compilable:
+    """A specification from JSON: its kernel tells the kind."""
+    fields = json.loads(line)
+    kinds: dict[str, Any] = dict.fromkeys(SMALL, SmallSpecification)
+    kinds |= {"plugin": PluginSpecification, "attention_hopper": HopperSpecification}
+    made: Compilable = kinds.get(fields["kernel"], Specification)(**fields)
+    return made
+
+
 def main() -> None:
     """Read specifications as JSON lines, write summaries as JSON lines: for tests, whose process interprets."""
-    specifications = [Specification(**json.loads(line)) for line in sys.stdin if line.strip()]
+    specifications = [read(line) for line in sys.stdin if line.strip()]
     with ProcessPoolExecutor(2) as pool:
         for found in pool.map(summary, specifications):
             print(json.dumps(found), flush=True)

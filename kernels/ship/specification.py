@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lepto.kernels.attention.tables import Launch, choose, choose_decode, padded_head_dim
+from lepto.kernels.attention.tables import Launch, choose, padded_head_dim
 
 _DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
 # Offsets of batches and heads may pass 2^31 elements; the distance of two rows does not.
@@ -47,10 +47,25 @@ class Specification:
     @property
     def launch(self) -> Launch:
         """From the table of the architecture."""
-        if self.kernel == "attention_decode":
-            return choose_decode(self.architecture, self.head_dim)
         rich = bool(self.bias) or self.alibi or self.softcap
         return choose(self.architecture, self.head_dim, 64 if self.short else 65, rich=rich)
+
+    @property
+    def warps_and_stages(self) -> tuple[int, int]:
+        """From the table."""
+        return self.launch.num_warps, self.launch.num_stages
+
+    @property
+    def multiplies(self) -> bool:
+        """A matrix product is in it, which must run on tensor cores."""
+        return True
+
+    @property
+    def function(self) -> Any:
+        """The kernel."""
+        from lepto.kernels.attention.forward import _attention_forward_kernel
+
+        return _attention_forward_kernel
 
     @property
     def name(self) -> str:
