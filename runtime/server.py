@@ -28,8 +28,8 @@ from lepto.runtime.published import CONFIG, Published, list_models
 from lepto.runtime.tritonserver import ADDRESS, Ports
 
 STOP_GRACE_S = 5.0
-# A request waits at most this long in the queue of a step, after which the next step is looked up.
-DRAIN_S = triton_config.QUEUE_TIMEOUT_US / 1e6
+# A request that waits for longer in the queue of a step finds the next step gone, and its client asks again.
+DRAIN_S = 10.0
 # A dead stub answers 500 after a second; anything that happens once may be chance.
 FAILED_PROBES = 2
 RESTARTS_IN_A_ROW = 5

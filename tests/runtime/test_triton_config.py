@@ -45,14 +45,13 @@ def test_text_and_back(text_manifest: Manifest) -> None:
         assert triton_config.parse(triton_config.render(config), source="here") == config
 
 
-def test_every_model_has_a_bounded_queue_one_instance_and_a_warm_up(text_manifest: Manifest) -> None:
+def test_every_model_joins_requests_without_a_policy_that_makes_a_lone_client_wait(text_manifest: Manifest) -> None:
     configs = triton_config.text_configs("intents", 1, text_manifest, labels=LABELS)
     for name in ("intents.tokenizer", "intents.model"):
         config = configs[name]
-        policy = config.dynamic_batching.default_queue_policy
-        assert policy.max_queue_size > 0
-        assert policy.default_timeout_microseconds > 0
-        assert policy.timeout_action == policy.REJECT
+        assert config.HasField("dynamic_batching")
+        assert not config.dynamic_batching.HasField("default_queue_policy")
+        assert config.dynamic_batching.max_queue_delay_microseconds == 0
         assert [group.count for group in config.instance_group] == [1]
         assert len(config.model_warmup) == 1
 
