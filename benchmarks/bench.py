@@ -11,72 +11,29 @@ from typing import Any, Final
 
 import numpy as np
 
-from lepto.benchmarks import scenarios
+from lepto.benchmarks import scenarios, words
 from lepto.benchmarks.comparison import bar
+from lepto.benchmarks.inputs import Inputs
+from lepto.benchmarks.instructions import find_valgrind
 from lepto.benchmarks.loadgen import TRIALS, Result, run_scenario
+from lepto.benchmarks.more import counted, on_gpu
 from lepto.benchmarks.results import store
 from lepto.benchmarks.sides import Side, open_sides, result_document
 from lepto.benchmarks.targets import InProcess, Served, Url, parse_url, server_versions
 from lepto.benchmarks.workers import Feed, Pairs, Subject, others_busy, spread
-from lepto.compiler.data import Samples, load_samples
-from lepto.compiler.proportions import wilson_interval
+from lepto.compiler.data import Samples
+from lepto.compiler.metrics import metric
 from lepto.compiler.statistics import log_ratios, ratio_interval
+from lepto.compiler.words import word_outputs
 from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import package_versions, this_machine
-from lepto.runtime.manifest import FEATURE_EXTRACTION
+from lepto.runtime.manifest import Metric
 from lepto.runtime.measure import machine_load
 from lepto.runtime.package import Package
 from lepto.runtime.session import Session
 
 VERSIONS: Final = ("lepto", "onnxruntime", "numpy", "tokenizers", "tritonclient", "mlcommons-loadgen")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What goes in: samples, lengths, or the stored probe."""
-
-    evaluation: str | None
-    text_column: str
-    label_column: str
-    lengths: Sequence[int] | None
-
-    def __str__(self) -> str:
-        """For people."""
-        if self.evaluation:
-            return self.evaluation
-        return f"lengths {', '.join(map(str, self.lengths))}" if self.lengths else "the stored probe"
-
-    def samples(self, labels: tuple[str, ...] | None) -> Samples | None:
-        """The samples, if there are any."""
-        if self.evaluation is None:
-            return None
-        return load_samples(
-            self.evaluation, text_column=self.text_column, label_column=self.label_column, labels=labels, split="test"
-        )
-
-    def unlabelled(self) -> Samples | None:
-        """The samples for a server, whose labels are not asked for; texts of a file need no label."""
-        if self.evaluation is None or not Path(self.evaluation).exists():
-            return self.samples(None)
-        return load_samples(
-            self.evaluation, text_column=self.text_column, label_column=self.label_column, labels=None, split="test",
-            task=FEATURE_EXTRACTION,
-        )  # fmt: skip
-
-    def feeds(self, packages: Sequence[Package], samples: Samples | None) -> list[Sequence[Feed]]:
-        """For each package its inputs."""
-        if samples is not None:
-            return [scenarios.feeds_from_samples(package, samples) for package in packages]
-        if self.lengths is not None:
-            return [scenarios.feeds_of_lengths(package, self.lengths) for package in packages]
-        feeds = scenarios.feeds_from_probe(packages[0])
-        for package in packages[1:]:
-            if {tensor.name for tensor in package.manifest.inputs} != set(feeds[0]):
-                raise LeptoError(
-                    f"{package.path} does not take the probe inputs of {packages[0].path}: give samples with --eval"
-                )
-        return [feeds for _ in packages]
 
 
 @dataclass(frozen=True)
@@ -89,10 +46,40 @@ class Load:
     workers: int
 
 
-def bench_pairs(
-    references: Sequence[str], inputs: Inputs, blocks: int, threads: int | None, seed: int, output: Output
-) -> dict[str, Any]:
-    """Measure packages side by side; the first is measured twice, which gives the A/A spread."""
+@dataclass(frozen=True)
+class How:
+    """How packages are measured side by side.
+
+    Attributes:
+        blocks: Interleaved blocks.
+        threads: Intra-op threads; by default the first package's.
+        seed: Of all random orders.
+        instructions: Whether instructions are counted, too.
+        device: ``cpu`` or ``cuda``.
+        graph: On a GPU, whether runs are replays of captured graphs.
+    """
+
+    blocks: int
+    threads: int | None
+    seed: int
+    instructions: bool = False
+    device: str = "cpu"
+    graph: bool = True
+
+
+def bench_pairs(references: Sequence[str], inputs: Inputs, how: How, output: Output) -> dict[str, Any]:
+    """Measure packages side by side; the first is measured twice, which gives the A/A spread.
+
+    Raises:
+        LeptoError: A package or what is to be measured of it is not there, or cannot be measured on this machine.
+    """
+    blocks, seed = how.blocks, how.seed
+    if how.instructions:
+        find_valgrind()  # said before anything is measured
+    if how.device == "cuda":
+        from lepto.benchmarks import gpu
+
+        gpu.find_gpu()
     served = [reference for reference in references if parse_url(reference) and not Path(reference).exists()]
     if served:
         raise LeptoError(f"{served[0]} is a served model: measure it with --scenario single-stream, for example")
@@ -100,16 +87,17 @@ def bench_pairs(
         packages = [_package(side) for side in sides]
         for other in packages[1:]:
             scenarios.check_comparable(packages[0], other)
-        threads = threads or packages[0].manifest.threads
+        threads = how.threads or packages[0].manifest.threads
         environment = _environment()
         output.settings(
             "bench",
             {
                 "packages": ", ".join(references), "inputs": inputs, "threads": threads, "blocks": blocks, "seed": seed,
+                "device": how.device,
                 "load": f"{environment['load']['average_1min']} on {environment['load']['cpus']} CPUs",
             },
         )  # fmt: skip
-        samples = inputs.samples(packages[0].labels)
+        samples = inputs.samples(packages[0].labels, packages[0].manifest.task)
         feeds = inputs.feeds(packages, samples)
         chosen = spread(feeds[0])
         subjects = [
@@ -119,6 +107,11 @@ def bench_pairs(
         with bar(output, "measuring", blocks) as progress:
             pairs.measure(blocks, progress)
         documents = [_row(i, sides, packages, feeds, pairs, samples, threads, output) for i in range(len(packages))]
+        more: dict[str, Any] = {}
+        if how.instructions:
+            counted(documents, packages, feeds, output)
+        if how.device == "cuda":
+            more["gpu"] = on_gpu(documents, packages, [[own[i] for i in chosen] for own in feeds], how, output)
         same = log_ratios(pairs.seconds[0], pairs.seconds[-1])
         aa = {**asdict(ratio_interval(pairs.seconds[0], pairs.seconds[-1])), "sd_of_a_pair": float(same.std(ddof=1))}
     _table(documents, threads, blocks, pairs.runs or 0, output)
@@ -128,7 +121,7 @@ def bench_pairs(
     )
     return {
         "threads": threads, "blocks": blocks, "runs": pairs.runs, "seed": seed, "aa": aa, **environment,
-        "packages": documents,
+        **more, "packages": documents,
     }  # fmt: skip
 
 
@@ -149,16 +142,15 @@ def _row(
     output: Output,
 ) -> dict[str, Any]:
     seconds, package = pairs.seconds[i], packages[i]
-    classes = _classes(package, feeds[i], samples, threads, output)
-    right = None if classes is None or samples is None else classes == samples.labels
-    low, high = (None, None) if right is None else wilson_interval(int(right.sum()), right.size)
+    classes, measured = _answers(package, feeds[i], samples, threads, output)
+    name = None if measured is None else measured.name
     loaded = pairs.loaded[i]
     ratio = ratio_interval(pairs.seconds[0], seconds) if i else None
     names = [package.manifest.name for package in packages]
     return result_document(
         sides[i],
         data_digest=None if samples is None else samples.digest,
-        classes=None if classes is None else classes.tolist(),
+        classes=classes,
         package=sides[i].name,
         shown=names[i] if names.count(names[i]) == 1 else sides[i].name,
         **asdict(scenarios.Latency.of(seconds)),
@@ -167,24 +159,41 @@ def _row(
         first_request_ms=1e3 * float(np.median([one.seconds - one.load_s for one in loaded])),
         memory_bytes=int(np.median([one.memory_bytes for one in loaded])),
         speedup=None if ratio is None else asdict(ratio) | {"against": names[0]},
-        accuracy=None if right is None else float(right.mean()),
-        accuracy_interval=None if right is None else [low, high],
+        metric=None if measured is None else measured.model_dump(),
+        accuracy=measured.value if measured is not None and name == "accuracy" else None,
+        accuracy_interval=[measured.low, measured.high] if measured is not None and name == "accuracy" else None,
+        f1=measured.value if measured is not None and name == "f1" else None,
     )
 
 
-def _classes(
+def _answers(
     package: Package, feeds: Sequence[Feed], samples: Samples | None, threads: int, output: Output
-) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    if samples is None or samples.labels.ndim != 1 or samples.labels.dtype == object:
-        return None
+) -> tuple[list[Any] | None, Metric | None]:
+    """What the package answers, a class or a row of labels for each sample, and the metric that it makes."""
+    if samples is None or samples.labels.ndim != 1:
+        return None, None
     session = Session(package, threads=threads)
-    name = scenarios.scores_output(session)
-    found = np.empty(len(feeds), dtype=np.int64)
+    try:
+        return _asked(package, session, feeds, samples, output)
+    except ValueError as error:
+        raise LeptoError(f"{package.path}: {error}; run `lepto verify` on it") from error
+
+
+def _asked(
+    package: Package, session: Session, feeds: Sequence[Feed], samples: Samples, output: Output
+) -> tuple[list[Any], Metric]:
     with bar(output, f"answers of {package.manifest.name}", len(feeds)) as progress:
+        if words.has_words(samples):
+            rows = words.ask(session, feeds, places := words.first_places(package, samples), progress)
+            everywhere = [list(range(len(own))) for own in places]
+            return [words.decide(row) for row in rows], metric(word_outputs(rows, everywhere), samples)
+        name = scenarios.scores_output(session)
+        found = []
         for i, feed in enumerate(feeds):
-            found[i] = int(session.run(feed)[name][0].argmax())
+            found.append(session.run(feed)[name][0])
             progress(i + 1, len(feeds))
-    return found
+    outputs = np.stack(found)
+    return [int(row.argmax()) for row in found], metric(outputs, samples)
 
 
 def _table(documents: Sequence[dict[str, Any]], threads: int, blocks: int, runs: int, output: Output) -> None:
@@ -202,13 +211,13 @@ def _table(documents: Sequence[dict[str, Any]], threads: int, blocks: int, runs:
                 f"{one['load_ms']:.0f}",
                 f"{one['first_request_ms']:.1f}",
                 "1" if speedup is None else f"{speedup['value']:.2f} ({speedup['low']:.2f} to {speedup['high']:.2f})",
-                "-" if one["accuracy"] is None else f"{one['accuracy']:.2%}",
+                _metric(one["metric"]),
             ]
         )
     columns = ["package", "p50 ms", "p90 ms", "p99 ms", "samples/s", "CPU ms", "MB", "memory MB", "load ms", "first ms"]
     output.table(
         f"batch 1, {threads} threads, {blocks} blocks of {runs} runs",
-        [*columns, f"times as fast as {documents[0]['shown']} (95 %)", "accuracy"],
+        [*columns, f"times as fast as {documents[0]['shown']} (95 %)", "metric"],
         rows,
     )
 
@@ -268,7 +277,7 @@ def _in_process(
 ) -> tuple[Result, dict[str, Any]]:
     with open_sides(reference) as sides:
         package = _package(sides[0])
-        samples = inputs.samples(package.labels)
+        samples = inputs.samples(package.labels, package.manifest.task)
         (feeds,) = inputs.feeds([package], samples)
         target = InProcess(package, feeds, threads or package.manifest.threads)
         found = _run(target, load, seed, output)
@@ -297,7 +306,7 @@ def _run(target: InProcess | Served, load: Load, seed: int, output: Output) -> R
 def store_all(document: dict[str, Any], folder: Path) -> list[Path]:
     """Store what was measured of each package."""
     common: dict[str, Any] = {
-        key: document[key] for key in ("versions", "hardware", "load", "others_busy", "aa") if key in document
+        key: document[key] for key in ("versions", "hardware", "load", "others_busy", "aa", "gpu") if key in document
     }
     if "packages" in document:
         return [store({**one, **common}, folder) for one in document["packages"]]
@@ -314,6 +323,10 @@ def _environment() -> dict[str, Any]:
         "others_busy": others_busy(0.3),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _metric(found: dict[str, Any] | None) -> str:
+    return "-" if found is None else f"{found['name']} {found['value']:.2%}"
 
 
 def _number(value: float) -> str:

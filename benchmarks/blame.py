@@ -208,21 +208,22 @@ def blame_accuracy(
     Args:
         baseline: The package in production.
         candidate: The one that is to replace it.
-        feeds: Inputs of batch 1 for each, one for each sample.
-        labels: ``[N]`` right classes.
-        answers: ``[N]`` classes of each side.
+        feeds: Inputs of batch 1 for each.
+        labels: ``[N]`` right classes, of the samples or of all their words.
+        answers: ``[N]`` classes of each side; -1 for a word without an answer.
         texts: ``[N]`` what the samples say, where they are texts.
         columns: Further columns of the data, ``[N]`` each, to part the samples by.
         threads: Intra-op threads.
     """
     names = baseline.labels or tuple(str(i) for i in range(int(max(labels.max(), *(a.max() for a in answers))) + 1))
+    names = (*names, "(no answer)")  # the last place is -1
     parts: dict[str, Sequence[str]] = {"label": [names[label] for label in labels], **(columns or {})}
     broke = (answers[0] == labels) & (answers[1] != labels)
     samples = tuple(
         FlippedSample(int(row), texts[row] if texts else "", names[labels[row]], names[answers[1][row]])
         for row in np.flatnonzero(broke)
     )
-    chosen = np.linspace(0, len(labels) - 1, min(_LAYER_SAMPLES, len(labels))).astype(int)
+    chosen = np.linspace(0, len(feeds[0]) - 1, min(_LAYER_SAMPLES, len(feeds[0]))).astype(int)
     errors = layer_errors(
         _with_types(baseline),
         _with_types(candidate),

@@ -47,11 +47,14 @@ def blame(
         lepto blame out/production out/candidate
         lepto blame out/production out/candidate --eval test.csv --label-column intent --slice channel
     """
+    import numpy as np
+
     from lepto.benchmarks import scenarios
     from lepto.benchmarks.blame import blame_accuracy, blame_latency
     from lepto.benchmarks.comparison import bar, feeds_for, read_samples
     from lepto.benchmarks.report.measured import read_columns
     from lepto.benchmarks.report.quality import length_slices
+    from lepto.benchmarks.words import ask, decide, first_places, has_words
     from lepto.runtime.console import Output
 
     if slices and evaluation is None:
@@ -80,18 +83,29 @@ def blame(
     _show_time(output, time, top)
     document: dict[str, Any] = {"latency": time.to_json(), "accuracy": None}
     if samples is not None:
+        words = has_words(samples)
         answers = []
         for subject, own in zip(subjects, feeds, strict=True):
             with bar(output, f"answers of {subject.name}", len(own)) as progress:
-                answers.append(scenarios.predict(subject, own, progress))
+                if words:
+                    rows = ask(subject.session, own, first_places(subject.package, samples), progress)
+                    answers.append(np.concatenate([decide(row) for row in rows]))
+                else:
+                    answers.append(scenarios.predict(subject, own, progress))
         columns: dict[str, Sequence[str]] = dict(read_columns(evaluation, slices)) if slices and evaluation else {}
         if "input_ids" in feeds[0][0]:
             columns["length"] = length_slices(_lengths(feeds[0]))
         texts = (
             [row if isinstance(row, str) else "" for row in samples.inputs] if isinstance(samples.inputs, tuple) else ()
         )
+        labels = samples.labels
+        if words:  # word by word, each with what its row says
+            sizes = [len(row) for row in labels]
+            labels = np.concatenate(list(labels))
+            texts = [f"{word} (in: {' '.join(row)})" for row in samples.inputs for word in row]
+            columns = {name: np.repeat(np.array(cells), sizes).tolist() for name, cells in columns.items()}
         found = blame_accuracy(
-            *packages, pair, samples.labels, (answers[0], answers[1]), texts=texts, columns=columns, threads=count
+            *packages, pair, labels, (answers[0], answers[1]), texts=texts, columns=columns, threads=count
         )
         _show_answers(output, found, top)
         document["accuracy"] = found.to_json()

@@ -82,6 +82,7 @@ def calibration_change(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    groups: npt.NDArray[Any] | None = None,
 ) -> tuple[float, float, float]:
     """By how much the calibration error rose, with a basic bootstrap interval over the paired samples.
 
@@ -95,6 +96,7 @@ def calibration_change(
         confidence: Two-sided level.
         resamples: How many resamples are drawn.
         seed: Of the generator.
+        groups: ``[N]`` numbers from 0 of what is drawn together, such as the words of a row; by default each by itself.
 
     Returns:
         Candidate less baseline, lower end, upper end.
@@ -109,10 +111,14 @@ def calibration_change(
     gaps = [(_bins(sure, bins), sure - hit) for sure, hit in sides]
     generator = np.random.default_rng(seed)
     drawn = np.empty(resamples)
+    units = n if groups is None else int(groups.max()) + 1
     for i in range(resamples):
-        weight = np.bincount(generator.integers(0, n, size=n), minlength=n)
+        weight = np.bincount(generator.integers(0, units, size=units), minlength=units)
+        if groups is not None:
+            weight = weight[groups]
         before, after = (
-            float(np.abs(np.bincount(place, weights=gap * weight, minlength=bins)).sum() / n) for place, gap in gaps
+            float(np.abs(np.bincount(place, weights=gap * weight, minlength=bins)).sum() / weight.sum())
+            for place, gap in gaps
         )
         drawn[i] = after - before
     change = calibration_error(*candidate, bins) - calibration_error(*baseline, bins)

@@ -28,6 +28,13 @@ class Scenario(StrEnum):
     server = "server"
 
 
+class Device(StrEnum):
+    """Where packages are timed."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Format(StrEnum):
     """How a gate's result is written."""
 
@@ -75,6 +82,13 @@ def bench(
     blocks: Annotated[int, typer.Option(min=6, help="Interleaved blocks.")] = 24,
     threads: Threads = None,
     seed: Seed = 0,
+    instructions: Annotated[
+        bool, typer.Option("--instructions", help="Count the instructions of an inference, too, by valgrind.")
+    ] = False,
+    device: Annotated[Device, typer.Option(help="cuda also times packages on this machine's GPU.")] = Device.cpu,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph/--no-cuda-graph", help="On a GPU: replay captured graphs, or launch kernels.")
+    ] = True,
     store: Annotated[
         bool, typer.Option("--store", help="Keep the results, for `lepto history` and as baselines.")
     ] = False,
@@ -91,12 +105,16 @@ def bench(
     too), texts of given --lengths, or the probe that is stored in the package. Times are the model's; tokenization is
     done before. With --scenario, MLPerf's load generator asks one package or one served model.
 
+    --instructions asks valgrind for a second opinion that noise does not reach; it takes a minute or more for each
+    package. --device cuda adds times by the GPU's own events, with its clocks and temperature.
+
     Example:
         lepto bench out/fp32 out/int8 --eval test.csv --label-column category --store
         lepto bench out/int8 --scenario server --bound-ms 5
         lepto bench grpc://127.0.0.1:8001/intents --scenario single-stream --eval test.csv
     """
     from lepto.benchmarks import bench as benching
+    from lepto.benchmarks.inputs import Inputs
     from lepto.runtime.console import Output
 
     if lengths == "from-data":
@@ -105,12 +123,13 @@ def bench(
         lengths = None
     if evaluation is not None and lengths is not None:
         raise LeptoError("--eval and --lengths both say what goes in: give one of them")
-    inputs = benching.Inputs(
-        evaluation, text_column, label_column, None if lengths is None else _numbers("--lengths", lengths)
-    )
+    inputs = Inputs(evaluation, text_column, label_column, None if lengths is None else _numbers("--lengths", lengths))
     output = Output(as_json=as_json)
     if scenario is None:
-        document = benching.bench_pairs(packages, inputs, blocks, threads, seed, output)
+        how = benching.How(blocks, threads, seed, instructions, device.value, cuda_graph)
+        document = benching.bench_pairs(packages, inputs, how, output)
+    elif instructions or device is not Device.cpu:
+        raise LeptoError("--instructions and --device are for packages side by side: leave --scenario out")
     elif len(packages) > 1:
         raise LeptoError(f"--scenario measures one package or one served model, got {len(packages)}; run it for each")
     else:
@@ -216,7 +235,7 @@ def gate(
     inputs, each side in its own process, and judged at declared looks; too few samples for a limit never pass.
 
     Checks: accuracy, worst-slice, flip-rate, kl, calibration, fairness, explanations, latency, throughput, load-time,
-    memory, bytes.
+    memory, instructions, bytes.
 
     Example:
         lepto gate out/production out/candidate --eval test.csv --label-column category

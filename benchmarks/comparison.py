@@ -24,8 +24,10 @@ def read_samples(
     """
     if evaluation is None:
         return None
-    labels = subject.package.labels
-    return load_samples(evaluation, text_column=text_column, label_column=label_column, labels=labels, split="test")
+    return load_samples(
+        evaluation, text_column=text_column, label_column=label_column, labels=subject.package.labels, split="test",
+        task=subject.package.manifest.task,
+    )  # fmt: skip
 
 
 def feeds_for(

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from rich.markup import escape
 
-from lepto.benchmarks import scenarios
+from lepto.benchmarks import scenarios, words
 from lepto.benchmarks.checks.pairs import Plan
+from lepto.benchmarks.instructions import Instructions, count_package
 from lepto.benchmarks.sides import Side
 from lepto.benchmarks.workers import Feed, Loaded, Pairs, Subject, spread
 from lepto.compiler.data import Samples, read_column
@@ -20,6 +21,7 @@ from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.package import Package
 from lepto.runtime.session import Session
+from lepto.runtime.tagging import at_words
 
 BATCH: Final = 32
 Classes = npt.NDArray[np.int64]
@@ -68,7 +70,7 @@ class Evidence:
         self.threads = threads or (packages[0].manifest.threads if packages else 1)
         self.labels = sides[0].labels
         self._slow = slow
-        self._logits: dict[int, npt.NDArray[Any]] = {}
+        self._rows: dict[int, list[npt.NDArray[Any]]] = {}
         self._feeds: dict[int, Sequence[Feed]] = {}
         self.batch_rows = BATCH
 
@@ -101,15 +103,29 @@ class Evidence:
             raise MissingError(
                 "no labelled samples; give them with --eval (eval: in a gate file), or leave the check out"
             )
-        if self.samples.labels.ndim != 1 or self.samples.labels.dtype == object:
+        if self.samples.labels.ndim != 1:
             raise MissingError(f"{what} needs one label for each sample")
 
+    @property
+    def has_words(self) -> bool:
+        """Whether the samples are rows of words, each with a label."""
+        return words.has_words(self.samples)
+
     def truth(self) -> Classes:
-        """[N] right classes."""
+        """[N] right classes; for rows of words a number for each row of labels."""
+        if self.has_words:
+            return words.row_ids(self.true_rows())
+        labels: Classes = self._labels()
+        return labels
+
+    def true_rows(self) -> Sequence[Classes]:
+        """[N] rows of right labels of words."""
+        return list(self._labels())
+
+    def _labels(self) -> Any:
         self.need_labels("this check")
         assert self.samples is not None
-        labels: Classes = self.samples.labels
-        return labels
+        return self.samples.labels
 
     def feeds(self, side: int) -> Sequence[Feed]:
         """The inputs, one sample each; the same place means the same sample on both sides."""
@@ -134,20 +150,34 @@ class Evidence:
         return feeds
 
     def logits(self, side: int) -> npt.NDArray[Any]:
-        """[N, C] of every sample, each run by itself.
+        """[N, C] of every sample, each run by itself; for rows of words those of all their words, row after row.
 
         Raises:
             BrokenError: The candidate answers an error, NaN or infinity.
             LeptoError: The baseline does.
         """
-        if side not in self._logits:
-            self._logits[side] = self._ask(self.package(side), self.feeds(side), self.sides[side].name, side == 1)
-        return self._logits[side]
+        return self._together(self._answers(side))
 
-    def _ask(self, package: Package, feeds: Sequence[Feed], name: str, candidate: bool) -> npt.NDArray[Any]:
+    def _together(self, rows: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.concatenate(rows) if self.has_words else np.stack(rows)
+
+    def _answers(self, side: int) -> list[npt.NDArray[Any]]:
+        if side not in self._rows:
+            self._rows[side] = self._ask(self.package(side), self.feeds(side), self.sides[side].name, side == 1)
+        return self._rows[side]
+
+    def row_of_words(self) -> Classes | None:
+        """The row of each word that :meth:`logits` has; None if samples have one answer each."""
+        if not self.has_words:
+            return None
+        sizes = [len(row) for row in self.true_rows()]
+        return np.repeat(np.arange(len(sizes)), sizes)
+
+    def _ask(self, package: Package, feeds: Sequence[Feed], name: str, candidate: bool) -> list[npt.NDArray[Any]]:
         session = Session(package, threads=self.threads)
         output = scenarios.scores_output(session)
         rows: list[npt.NDArray[Any]] = []
+        places = words.first_places(package, self.samples) if self.samples and self.has_words else None
 
         def fail(why: str) -> Exception:
             if candidate:
@@ -162,12 +192,20 @@ class Evidence:
                     raise fail(f"answers an error for sample {i} ({error})") from error
                 if not np.isfinite(row).all():
                     raise fail(f"answers NaN or infinity for sample {i}")
-                rows.append(row)
+                rows.append(row if places is None else at_words(row, places[i]))
                 progress(i + 1, len(feeds))
-        return np.stack(rows)
+        return rows
 
     def classes(self, side: int) -> Classes:
-        """[N] predicted classes, run or stored.
+        """[N] predicted classes, run or stored; for rows of words a number for each row of labels.
+
+        Raises: See :meth:`decided`.
+        """
+        found = self.decided(side)
+        return words.row_ids(found) if self.has_words else np.asarray(found, dtype=np.int64)
+
+    def decided(self, side: int) -> Sequence[Any]:
+        """[N] predicted classes, or rows of labels of words, run or stored.
 
         Raises:
             MissingError: A stored result has none.
@@ -175,7 +213,7 @@ class Evidence:
         """
         stored = self.sides[side].stored
         if stored is None:
-            return np.asarray(self.logits(side).argmax(axis=1), dtype=np.int64)
+            return self._decide(self._answers(side))
         if stored.classes is None:
             raise MissingError(f"{stored.path} has no answers: store it with `lepto bench PACKAGE --eval DATA --store`")
         if self.samples is None:
@@ -186,12 +224,15 @@ class Evidence:
                 f"{str(stored.data_digest)[:12]}… and {self.samples.digest[:12]}…): give the same file, or store the "
                 "baseline again with `lepto bench PACKAGE --eval DATA --store`"
             )
-        return stored.classes
+        return list(stored.classes)
+
+    def _decide(self, rows: Sequence[npt.NDArray[Any]]) -> Sequence[Any]:
+        return [words.decide(row) for row in rows] if self.has_words else [int(row.argmax()) for row in rows]
 
     @cached_property
-    def _source_logits(self) -> npt.NDArray[Any]:
+    def _source_answers(self) -> list[npt.NDArray[Any]]:
         if self.source is self.sides[0]:
-            return self.logits(0)
+            return self._answers(0)
         package = self.source.package
         if package is None:
             raise MissingError(f"the source {self.source.name} is a stored result: give a package")
@@ -199,14 +240,15 @@ class Evidence:
         return self._ask(package, feeds, self.source.name, False)
 
     def source_logits(self) -> npt.NDArray[Any]:
-        """[N, C] of the source."""
-        return self._source_logits
+        """Of the source; see :meth:`logits`."""
+        return self._together(self._source_answers)
 
     def source_classes(self) -> Classes:
-        """[N] of the source."""
+        """[N] of the source; see :meth:`classes`."""
         if self.source is self.sides[0]:
             return self.classes(0)
-        return np.asarray(self._source_logits.argmax(axis=1), dtype=np.int64)
+        found = self._decide(self._source_answers)
+        return words.row_ids(found) if self.has_words else np.asarray(found, dtype=np.int64)
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """[N] lengths in tokens, or elements of the first input."""
@@ -251,6 +293,14 @@ class Evidence:
     def batches(self) -> Pairs:
         """Batches of 32, in pairs."""
         return self._batches
+
+    def instructions(self, side: int, runs: int, progress: Callable[[int, int], None]) -> Instructions:
+        """Instructions of an inference, counted on the same inputs on both sides."""
+        chosen = spread(self.feeds(0), runs)
+        feeds = [self.feeds(side)[i] for i in chosen]
+        return count_package(
+            self.package(side), feeds, runs=runs, progress=lambda done, of: progress(side * of + done, 2 * of)
+        )
 
     def loads(self, times: int, progress: Callable[[int, int], None]) -> list[list[Loaded]]:
         """Loads in fresh processes; those of the latency's workers count."""

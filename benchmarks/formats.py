@@ -145,6 +145,6 @@ def _value(value: float | None) -> str:
 def _change(check: Check, value: float | None) -> str:
     if value is None:
         return ""
-    if check.name in ("accuracy", "worst_slice", "ece", "fairness", "flip_rate"):
+    if check.name in ("accuracy", "f1", "word_accuracy", "worst_slice", "ece", "fairness", "flip_rate"):
         return f"{100 * value:+.2f} pt"
     return f"{value:+.4g}" if check.name in ("kl", "explanations") else f"{100 * value:+.1f} %"

@@ -186,8 +186,9 @@ def read_samples(side: Side, config: GateConfig) -> Samples | None:
     if config.eval is None:
         return None
     samples = load_samples(
-        config.eval, text_column=config.text_column, label_column=config.label_column, labels=side.labels, split="test"
-    )
+        config.eval, text_column=config.text_column, label_column=config.label_column, labels=side.labels, split="test",
+        task=side.task,
+    )  # fmt: skip
     if config.digest is not None and not samples.digest.startswith(config.digest):
         raise LeptoError(
             f"{config.eval} has changed: its samples have the digest {samples.digest[:12]}…, the gate file says "

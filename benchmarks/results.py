@@ -20,7 +20,7 @@ FOLDER: Final = Path("benchmarks/baselines")
 LEAST_BETWEEN_CHANGES: Final = 3
 # Numbers that depend on the machine, and those that do not.
 TIMES: Final = ("p50_ms", "p90_ms", "throughput", "load_ms", "memory_bytes", "cpu_ms")
-FACTS: Final = ("accuracy", "bytes")
+FACTS: Final = ("accuracy", "f1", "bytes")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from lepto.compiler.data import Samples
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.manifest import TOKEN_CLASSIFICATION
 from lepto.runtime.measure import interleave
 from lepto.runtime.package import Package, open_package
 from lepto.runtime.session import Session
@@ -203,7 +204,8 @@ def scores_output(session: Session) -> str:
     """
     outputs = {tensor.name: tensor for tensor in session.outputs}
     name = "logits" if "logits" in outputs else next(iter(outputs))
-    if ("logits" not in outputs and len(outputs) > 1) or len(outputs[name].shape) != 2:
+    rank = 3 if session.package.manifest.task == TOKEN_CLASSIFICATION else 2
+    if ("logits" not in outputs and len(outputs) > 1) or len(outputs[name].shape) != rank:
         raise LeptoError(
             f"accuracy needs one output [batch, classes] or one named 'logits': {session.package.path} gives "
             f"{_tensors(session.outputs)}; judge it with --checks latency,bytes"

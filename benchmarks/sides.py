@@ -63,7 +63,7 @@ class StoredResult:
         labels: Its labels.
         bytes: Size of its model.
         data_digest: Digest of the samples that it was asked.
-        classes: [N] what it answered; None if it was asked nothing.
+        classes: [N] what it answered, for rows of words [N] rows of labels; None if it was asked nothing.
         hardware: CPU that it ran on.
     """
 
@@ -73,7 +73,7 @@ class StoredResult:
     labels: tuple[str, ...] | None
     bytes: int
     data_digest: str | None
-    classes: npt.NDArray[np.int64] | None
+    classes: npt.NDArray[Any] | None
     hardware: str
 
 
@@ -148,7 +148,7 @@ def package_of(model: Published, version: int, folder: Path) -> Package:
 
 
 def result_document(
-    side: Side, *, data_digest: str | None, classes: Sequence[int] | None, **more: Any
+    side: Side, *, data_digest: str | None, classes: Sequence[Any] | None, **more: Any
 ) -> dict[str, Any]:
     """What is stored of a side that can be run."""
     assert side.package is not None
@@ -162,7 +162,7 @@ def result_document(
         "bytes": side.bytes,
         "model_digest": side.package.manifest.result.digest,
         "data_digest": data_digest,
-        "classes": None if classes is None else [int(one) for one in classes],
+        "classes": None if classes is None else [np.asarray(one, np.int64).tolist() for one in classes],
         "hardware": this_machine().cpu,
         **more,
     }
@@ -186,13 +186,22 @@ def read_result(path: Path) -> StoredResult:
             None if document["labels"] is None else tuple(map(str, document["labels"])),
             int(document["bytes"]),
             document["data_digest"],
-            None if classes is None else np.array(classes, dtype=np.int64),
+            None if classes is None else _classes(classes),
             str(document["hardware"]),
         )
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise LeptoError(
             f"{path} is no stored result of lepto ({error}): write one with `lepto bench PACKAGE --store`"
         ) from error
+
+
+def _classes(found: Any) -> npt.NDArray[Any]:
+    """``[N]`` integers, or ``[N]`` rows of integers."""
+    if not any(isinstance(one, list) for one in found):
+        return np.array(found, dtype=np.int64)
+    rows = np.empty(len(found), dtype=object)
+    rows[:] = [np.array(one, dtype=np.int64) for one in found]
+    return rows
 
 
 def check_comparable(baseline: Side, candidate: Side) -> None:

@@ -9,7 +9,15 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 
@@ -60,13 +68,15 @@ class Output:
             sys.stdout.flush()
 
     def progress(self) -> Progress:
-        """A progress bar for long work; use it as a context manager and add tasks to it."""
+        """A progress bar for long work with an estimate of the time left; a context manager to add tasks to."""
         return Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("[dim]left[/]"),
             console=self.console,
             transient=True,
         )

@@ -58,6 +58,7 @@ def interleave(
     warmup: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    timer: Callable[[Runner, Any], float] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Time several runners on the same inputs, interleaved.
 
@@ -74,6 +75,8 @@ def interleave(
         warmup: Unmeasured runs of every runner before the first block.
         seed: Seed of all random orders.
         progress: Called with (blocks done, blocks) after each block.
+        timer: Runs a runner on an input and returns the seconds that it took, where a clock other than this process's
+            is to be asked; by default ``perf_counter``.
 
     Returns:
         For each runner seconds, float64 ``[blocks, per_block]``; the same place means the same input for all runners.
@@ -106,7 +109,7 @@ def interleave(
             order.shuffle(names)
             for turn, places in ((names, range(half)), (names[::-1], range(half, per_block))):
                 for name in turn:
-                    _time(runners[name], feeds, indices, places, seconds[name][block])
+                    _time(runners[name], feeds, indices, places, seconds[name][block], timer or _by_clock)
             gc.collect()
             if progress is not None:
                 progress(block + 1, blocks)
@@ -118,17 +121,25 @@ def interleave(
     return seconds
 
 
+def _by_clock(run: Runner, feed: Any) -> float:
+    start = perf_counter_ns()
+    run(feed)
+    return (perf_counter_ns() - start) * 1e-9
+
+
 def _time(
-    run: Runner, feeds: Sequence[Any], indices: Sequence[int], places: range, seconds: NDArray[np.float64]
+    run: Runner,
+    feeds: Sequence[Any],
+    indices: Sequence[int],
+    places: range,
+    seconds: NDArray[np.float64],
+    timer: Callable[[Runner, Any], float],
 ) -> None:
     if not places:
         return
     run(feeds[indices[places[0]]])
     for place in places:
-        feed = feeds[indices[place]]
-        start = perf_counter_ns()
-        run(feed)
-        seconds[place] = (perf_counter_ns() - start) * 1e-9
+        seconds[place] = timer(run, feeds[indices[place]])
 
 
 def _endless(count: int, order: random.Random) -> Iterator[int]:

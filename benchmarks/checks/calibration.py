@@ -19,6 +19,7 @@ def judge_calibration(
     *,
     alpha: float,
     beta: float,
+    groups: npt.NDArray[Any] | None = None,
 ) -> Check:
     """Judge how much the ECE rose.
 
@@ -29,14 +30,16 @@ def judge_calibration(
         limit: The largest rise, in points or as a share of the baseline's.
         alpha: Level of the lower bound.
         beta: Level of the upper bound.
+        groups: ``[N]`` the row that a word belongs to; resamples are then of rows.
     """
     first, second = ((scores.max(axis=1), scores.argmax(axis=1) == truth) for scores in (baseline, candidate))
     before, after = expected_calibration_error(*first), expected_calibration_error(*second)
-    low = calibration_change(first, second, confidence=1 - 2 * alpha)[1]
-    high = calibration_change(first, second, confidence=1 - 2 * beta)[2]
+    low = calibration_change(first, second, confidence=1 - 2 * alpha, groups=groups)[1]
+    high = calibration_change(first, second, confidence=1 - 2 * beta, groups=groups)[2]
     value, allowed = after - before, limit.of(before)
+    unit = "samples" if groups is None else "words"
     story = (
-        f"ece {points(value)} ({before:.2%} → {after:.2%} on {len(truth):,} samples; "
+        f"ece {points(value)} ({before:.2%} → {after:.2%} on {len(truth):,} {unit}; "
         f"{100 * low:+.2f} to {100 * high:+.2f} points), limit {limit}"
     )
     return by_interval(

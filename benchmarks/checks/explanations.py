@@ -50,6 +50,9 @@ def make(evidence: Evidence, setting: Setting) -> list[Check]:
     packages = evidence.package(0), evidence.package(1)
     if evidence.samples is None:
         return [not_checked("explanations", "no samples; give them with --eval")]
+    if evidence.has_words:
+        why = "attributions are of one answer for a sample, and these packages label words: leave the check out"
+        return [not_checked("explanations", why)]
     count, seeds = int(setting.options.get("samples", SAMPLES)), int(setting.options.get("seeds", SEEDS))
     if count < 2 or seeds < 2:
         return [not_checked("explanations", f"samples and seeds must be at least 2, got {count} and {seeds}")]

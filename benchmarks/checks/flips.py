@@ -36,7 +36,13 @@ def judge_flips(
 
 
 def judge_divergence(
-    source: npt.NDArray[Any], candidate: npt.NDArray[Any], limit: Limit, *, alpha: float, beta: float
+    source: npt.NDArray[Any],
+    candidate: npt.NDArray[Any],
+    limit: Limit,
+    *,
+    alpha: float,
+    beta: float,
+    groups: npt.NDArray[np.int64] | None = None,
 ) -> Check:
     """Judge the mean KL divergence of the candidate's probabilities from the source's, in nats.
 
@@ -46,9 +52,13 @@ def judge_divergence(
         limit: In nats.
         alpha: Level of the lower bound.
         beta: Level of the upper bound.
+        groups: ``[N]`` the row that a word belongs to: then the mean over rows of the mean over their words is judged,
+            and resamples are of rows.
     """
     p, q = log_softmax(source), log_softmax(candidate)
     each = np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0)
+    if groups is not None:
+        each = np.bincount(groups, weights=each) / np.bincount(groups)
     low = bootstrap_interval(np.mean, each, confidence=1 - 2 * alpha)[0]
     high = bootstrap_interval(np.mean, each, confidence=1 - 2 * beta)[1]
     value = float(each.mean())

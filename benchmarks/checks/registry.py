@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -12,11 +12,16 @@ import numpy as np
 from lepto.benchmarks.checks.accuracy import NON_INFERIORITY, RULES, judge_accuracy
 from lepto.benchmarks.checks.calibration import judge_calibration
 from lepto.benchmarks.checks.check import Check, Limit, not_checked
+from lepto.benchmarks.checks.entities import judge_words
 from lepto.benchmarks.checks.fairness import judge_fairness
 from lepto.benchmarks.checks.flips import judge_divergence, judge_flips, log_softmax
+from lepto.benchmarks.checks.instructions import judge_instructions
 from lepto.benchmarks.checks.pairs import Plan, judge_blocks, judge_ratios
 from lepto.benchmarks.checks.size import judge_bytes
 from lepto.benchmarks.checks.slices import by_length, by_value, judge_slices
+from lepto.benchmarks.instructions import RUNS, find_valgrind
+from lepto.benchmarks.words import UNIT, label_masks
+from lepto.runtime.errors import LeptoError
 
 if TYPE_CHECKING:
     from lepto.benchmarks.evidence import Evidence
@@ -89,8 +94,6 @@ def _latency(evidence: Evidence, setting: Setting) -> list[Check]:
 
 
 def _with_latency(check: Check, evidence: Evidence) -> Check:
-    from dataclasses import replace
-
     return replace(check, details={**check.details, **evidence.latency_details()})
 
 
@@ -125,6 +128,20 @@ def _loads(name: str, pick: Callable[[Any], float]) -> Callable[[Evidence, Setti
 
 def _accuracy(evidence: Evidence, setting: Setting) -> list[Check]:
     evidence.need_labels("accuracy")
+    if evidence.has_words:
+        return [
+            judge_words(
+                evidence.true_rows(),
+                evidence.decided(0),
+                evidence.decided(1),
+                evidence.labels or (),
+                setting.limit,
+                rule=setting.options.get("rule", NON_INFERIORITY),
+                alpha=evidence.plan.alpha / evidence.plan.checks,
+                beta=evidence.plan.beta,
+                seed=evidence.seed,
+            )
+        ]
     return [
         judge_accuracy(
             evidence.classes(0),
@@ -144,6 +161,9 @@ def _slices(evidence: Evidence, setting: Setting) -> list[Check]:
     for name in setting.options.get("by", ["label"]):
         if name == "label":
             names = evidence.labels
+            if evidence.has_words:
+                masks |= label_masks(evidence.true_rows(), names or ())
+                continue
             truth = evidence.truth()
             masks |= by_value("label", [names[i] if names else int(i) for i in truth])
         elif name == "length":
@@ -154,24 +174,38 @@ def _slices(evidence: Evidence, setting: Setting) -> list[Check]:
     first, second = (evidence.classes(side) == truth for side in (0, 1))
     alpha = evidence.plan.alpha / evidence.plan.checks
     least = int(setting.options.get("least", 0))
-    return [judge_slices(masks, first, second, setting.limit, alpha=alpha, beta=evidence.plan.beta, least=least)]
+    found = judge_slices(masks, first, second, setting.limit, alpha=alpha, beta=evidence.plan.beta, least=least)
+    return [_of_rows(found, evidence)]
+
+
+def _of_rows(check: Check, evidence: Evidence) -> Check:
+    """Say what counts as right where a sample has many answers."""
+    return (
+        replace(check, message=f"{check.message} ({UNIT})", rule=f"{check.rule}; {UNIT}")
+        if (evidence.has_words)
+        else check
+    )
 
 
 def _flips(evidence: Evidence, setting: Setting) -> list[Check]:
     alpha, beta = evidence.plan.alpha, evidence.plan.beta
-    return [judge_flips(evidence.source_classes(), evidence.classes(1), setting.limit, alpha=alpha, beta=beta)]
+    found = judge_flips(evidence.source_classes(), evidence.classes(1), setting.limit, alpha=alpha, beta=beta)
+    return [_of_rows(found, evidence)]
 
 
 def _divergence(evidence: Evidence, setting: Setting) -> list[Check]:
     alpha, beta = evidence.plan.alpha, evidence.plan.beta
-    return [judge_divergence(evidence.source_logits(), evidence.logits(1), setting.limit, alpha=alpha, beta=beta)]
+    logits, groups = (evidence.source_logits(), evidence.logits(1)), evidence.row_of_words()
+    return [judge_divergence(*logits, setting.limit, alpha=alpha, beta=beta, groups=groups)]
 
 
 def _calibration(evidence: Evidence, setting: Setting) -> list[Check]:
     evidence.need_labels("ece")
     first, second = (np.exp(log_softmax(evidence.logits(side))) for side in (0, 1))
     alpha, beta = evidence.plan.alpha, evidence.plan.beta
-    return [judge_calibration(first, second, evidence.truth(), setting.limit, alpha=alpha, beta=beta)]
+    truth = np.concatenate(evidence.true_rows()) if evidence.has_words else evidence.truth()
+    groups = evidence.row_of_words()
+    return [judge_calibration(first, second, truth, setting.limit, alpha=alpha, beta=beta, groups=groups)]
 
 
 def _fairness(evidence: Evidence, setting: Setting) -> list[Check]:
@@ -182,7 +216,8 @@ def _fairness(evidence: Evidence, setting: Setting) -> list[Check]:
     truth, column = evidence.truth(), by[0]
     first, second = (evidence.classes(side) == truth for side in (0, 1))
     alpha, beta = evidence.plan.alpha, evidence.plan.beta
-    return [judge_fairness(column, evidence.column(column), first, second, setting.limit, alpha=alpha, beta=beta)]
+    found = judge_fairness(column, evidence.column(column), first, second, setting.limit, alpha=alpha, beta=beta)
+    return [_of_rows(found, evidence)]
 
 
 def _explanations(evidence: Evidence, setting: Setting) -> list[Check]:
@@ -194,14 +229,26 @@ def _explanations(evidence: Evidence, setting: Setting) -> list[Check]:
     return found
 
 
+def _instructions(evidence: Evidence, setting: Setting) -> list[Check]:
+    evidence.package(0), evidence.package(1)
+    try:
+        find_valgrind()
+    except LeptoError as error:
+        return [not_checked("instructions", str(error))]
+    with evidence.bar("instructions: runs under valgrind", 4) as progress:
+        runs = int(setting.options.get("samples", RUNS))
+        before, after = (evidence.instructions(side, runs, progress) for side in (0, 1))
+    return [judge_instructions(before, after, setting.limit)]
+
+
 def _bytes(evidence: Evidence, setting: Setting) -> list[Check]:
     return [judge_bytes(evidence.bytes(0), evidence.bytes(1), setting.limit)]
 
 
 REGISTRY: Final[dict[str, Kind]] = {
     "accuracy": Kind(
-        _accuracy, "1%", ("%", "points"), f"accuracy on paired predictions; rule: {' or '.join(RULES)}", ("rule",), 1,
-        live=False,
+        _accuracy, "1%", ("%", "points"),
+        f"accuracy on paired predictions, for words entity F1; rule: {' or '.join(RULES)}", ("rule",), 1, live=False,
     ),
     "worst-slice": Kind(
         _slices, "5 points", ("%", "points"), "every slice by label, length or column", ("by", "least"), 1, live=False
@@ -221,6 +268,9 @@ REGISTRY: Final[dict[str, Kind]] = {
     "load-time": Kind(_loads("load_ms", lambda one: 1e3 * one.load_s), "20%", ("%",), "from file to session", (), 1),
     "memory": Kind(
         _loads("memory_mb", lambda one: one.memory_bytes / 1e6), "10%", ("%",), "resident memory it adds", (), 1
+    ),
+    "instructions": Kind(
+        _instructions, "3%", ("%",), "instructions of an inference, counted by valgrind", ("samples",)
     ),
     "bytes": Kind(_bytes, "5%", ("%", "bytes"), "size of model.onnx", live=False),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,78 @@ def _model(work: int, swap: bool, padding: int, nan: bool = False, rows: int = 8
     onnx.checker.check_model(model)
     data: bytes = model.SerializeToString()
     return data
+
+
+TAGS = ("O", "B-thing", "I-thing")
+
+
+@pytest.fixture(scope="session")
+def make_tagger() -> MakePackage:
+    """A function (folder, *, swap=False) -> folder of a token classifier.
+
+    ``order`` begins a thing, ``refund`` goes on with one, other words are outside; ``swap`` exchanges the first two.
+    """
+
+    def make(folder: Path, *, swap: bool = False) -> Path:
+        table = np.zeros((len(VOCABULARY), 3), np.float32)
+        table[:, 0], table[4:6] = 2.0, 5 * np.eye(3, dtype=np.float32)[[2, 1] if swap else [1, 2]]
+        nodes = [
+            helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+            helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["mask", "last"], ["mask_3"]),
+            helper.make_node("Mul", ["rows", "mask_3"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["scores"], axis=-1),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "tagger",
+            [
+                helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
+                for name in ("input_ids", "attention_mask")
+            ],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "sequence", 3])
+                for name in ("logits", "scores")
+            ],
+            [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array([2], np.int64), "last")],
+        )
+        data = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        ).SerializeToString()  # fmt: skip
+        inputs = {"input_ids": np.array([[2, 4, 3], [2, 7, 3]], np.int64), "attention_mask": np.ones((2, 3), np.int64)}
+        logits, scores = onnxruntime_session(data, threads=1).run(["logits", "scores"], inputs)
+        manifest = Manifest(
+            name="tags",
+            task="token-classification",
+            target="x86-64-v3",
+            threads=1,
+            source=Source(digest="0" * 64, parameters=24, bytes=96),
+            result=Result(digest=hashlib.sha256(data).hexdigest(), bytes=len(data)),
+            inputs=tuple(Tensor(name=n, dtype="int64", shape=("batch", "sequence")) for n in inputs),
+            outputs=tuple(
+                Tensor(name=n, dtype="float32", shape=("batch", "sequence", 3)) for n in ("logits", "scores")
+            ),
+            preprocessing=Preprocessing(
+                kind="words", max_length=16, pad_id=0, pad_token="[PAD]", inputs=("input_ids", "attention_mask")
+            ),
+            tolerance=Tolerance(atol=1e-5, rtol=1e-4),
+        )
+        probe = {f"input/{n}": a for n, a in inputs.items()} | {"output/logits": logits, "output/scores": scores}
+        package = write_package(
+            folder, manifest=manifest, model=data, tokenizer=_tokenizer(), labels=TAGS, probe=probe, card="# t\n"
+        )
+        return package.path
+
+    return make
+
+
+@pytest.fixture
+def tagged(tmp_path: Path) -> Path:
+    """500 rows of words, whose labels the tagger knows, from two countries."""
+    path = tmp_path / "tagged.jsonl"
+    with path.open("w") as file:
+        for i in range(500):
+            words = ["please", "order", "refund"] if i % 2 else ["please", "person"]
+            labels = ["O", "B-thing", "I-thing"] if i % 2 else ["O", "O"]
+            file.write(json.dumps({"words": words, "labels": labels, "country": "NL" if i % 4 < 2 else "BE"}) + "\n")
+    return path
