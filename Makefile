@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-kernels lint wheel bench bench-search bench-ablation bench-peers bench-perf-analyzer prove-gate prove-pairs clean bench-kernels
+.PHONY: help install demo test test-kernels lint wheel bench bench-search bench-ablation bench-peers bench-perf-analyzer bench-ci prove-gate prove-pairs clean bench-kernels
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ bench-peers: install  ## other tools on the same model, side by side (PACKAGES="
 
 bench-perf-analyzer: install  ## an independent client beside ours on a served model (PACKAGE=out/a TEXTS=test.csv); the result is stored
 	$(BIN)/python -m lepto.benchmarks.independent $(PACKAGE) --texts $(TEXTS)
+
+bench-ci: install  ## the workflows of benchmarks/ci/, step by step in fresh clones (PACKAGE=out/a EVAL=test.csv LABEL=label); the result is stored
+	$(BIN)/python -m lepto.benchmarks.workflows $(PACKAGE) --data $(EVAL) --label-column $(or $(LABEL),label)
 
 prove-gate: install  ## how often the gate is wrong: A/A and injected regressions; about 20 minutes; the result is stored
 	$(BIN)/python -m lepto.benchmarks.proof

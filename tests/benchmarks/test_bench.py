@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from ruamel.yaml import YAML
 
 from lepto.benchmarks import gate as gating
 from lepto.benchmarks import workers
@@ -25,7 +23,6 @@ from lepto.runtime.errors import LeptoError
 from lepto.runtime.package import open_package
 
 MakePackage = Callable[..., Path]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -310,40 +307,6 @@ class TestBadInput:
         assert code == 0
         assert "note: other work used 90% of the CPUs" in out
         assert gating.BUSY == 0.25
-
-
-class TestContinuousIntegration:
-    @pytest.mark.parametrize("name", ["github", "gitlab"])
-    def test_the_very_step_runs(self, make_package: MakePackage, tmp_path: Path, evaluation: Path, name: str) -> None:
-        workflow = YAML(typ="safe").load((ROOT / "benchmarks" / "ci" / f"{name}.yml").read_text())
-        if name == "github":
-            (step,) = [one for one in workflow["jobs"]["gate"]["steps"] if one.get("name") == "gate"]
-            script, variables = step["run"], workflow["env"]
-        else:
-            (script,), variables = workflow["gate"]["script"], workflow["gate"]["variables"]
-        example = (ROOT / "benchmarks" / "ci" / "gate.yaml").read_text()
-        (tmp_path / "gate.yaml").write_text(
-            example.replace("data/test.csv", str(evaluation))
-            .replace("60 ", "0 ")
-            .replace("3%", "300%")
-            .replace("p90: 5%", "p90: 300%")
-        )
-        one, worse = make_package(tmp_path / "one"), make_package(tmp_path / "worse", swap=True)
-        path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
-        for candidate, code in ((one, 0), (worse, 1)):
-            environment = {
-                **os.environ, **variables, "PATH": path, "BASELINE": str(one), "CANDIDATE": str(candidate),
-            }  # fmt: skip
-            done = subprocess.run(
-                ["bash", "-ec", script], cwd=tmp_path, env=environment, capture_output=True, text=True
-            )
-            assert done.returncode == code, done.stderr
-            assert (tmp_path / "gate.md").read_text().startswith("### ")
-            assert json.loads((tmp_path / "gate.json").read_text())["verdict"] == (
-                "pass" if code == 0 else "regression"
-            )
-            assert "<testsuites>" in (tmp_path / "gate.xml").read_text()
-            assert ("::error" in done.stdout) == (name == "github" and code == 1)
 
 
 def test_numbers_are_plain() -> None:
