@@ -24,6 +24,7 @@ from tritonclient.utils import (  # type: ignore[import-untyped]  # no types
 )
 
 from lepto.benchmarks import scenarios
+from lepto.benchmarks.http2 import CallError, Connection
 from lepto.benchmarks.workers import Feed
 from lepto.compiler.data import Samples
 from lepto.runtime.control import PROBE_TEXT
@@ -214,20 +215,17 @@ class _Http:
 
 class _Grpc:
     def __init__(self, url: Url) -> None:
-        import grpc  # type: ignore[import-untyped]  # ships no types
-
-        self._error = grpc.RpcError
-        self._channel = grpc.insecure_channel(url.address, [("grpc.use_local_subchannel_pool", 1)])
-        self._call = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        host, _, port = url.address.rpartition(":")
+        self._connection = Connection(host, int(port), "/inference.GRPCInferenceService/ModelInfer", TIMEOUT_S)
 
     def ask(self, request: bytes) -> None:
         try:
-            self._call(request, timeout=TIMEOUT_S)
-        except self._error as error:
-            raise InferenceServerException(f"{error.code()}: {error.details()}") from error
+            self._connection.call(request)
+        except CallError as error:
+            raise InferenceServerException(str(error)) from error
 
     def close(self) -> None:
-        self._channel.close()
+        self._connection.close()
 
 
 def _said(error: BaseException) -> str:
