@@ -193,7 +193,11 @@ class _Http:
         self._file = self._socket.makefile("rb")
 
     def ask(self, request: bytes) -> None:
-        self._socket.sendall(request)
+        # Head and body apart, as libcurl sends them for Triton's C++ client and perf_analyzer: the server is woken
+        # twice by that, and answers what comes in one piece some 0.05 ms sooner.
+        head = request.index(b"\r\n\r\n") + 4
+        self._socket.sendall(request[:head])
+        self._socket.sendall(request[head:])
         status = self._file.readline()
         if not status:
             raise EOFError("the connection was closed")

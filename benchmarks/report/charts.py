@@ -327,8 +327,8 @@ WITH_LEGEND: Final[dict[str, Any]] = {
 
 def _axes(x: str, y: str) -> dict[str, Any]:
     return {
-        "xaxis": {"title": {"text": x}, "automargin": True},
-        "yaxis": {"title": {"text": y}, "automargin": True},
+        "xaxis": {"title": {"text": x, "standoff": 6}, "automargin": True},
+        "yaxis": {"title": {"text": y, "standoff": 10}, "automargin": True},
         "margin": {"l": 10, "r": 12, "t": 8, "b": 10},
     }
 
@@ -337,7 +337,7 @@ def _log_axis(values: Sequence[float]) -> dict[str, Any]:
     """A logarithmic axis with ticks at 1, 2 and 5, a little wider than the values."""
     positive = [value for value in values if value > 0]
     low, high = math.log10(min(positive)), math.log10(max(positive))
-    room = 0.08 * max(high - low, 0.3)
+    room = 0.15 * max(high - low, 0.3)  # for half a bubble on a phone, too
     ticks = [k * 10.0**e for e in range(math.floor(low) - 1, math.ceil(high) + 1) for k in (1, 2, 5)]
     shown = [tick for tick in ticks if low - room <= math.log10(tick) <= high + room]
     if len(shown) > 9:

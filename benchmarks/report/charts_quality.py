@@ -44,7 +44,14 @@ def sides(source: Answers | None, result: Answers | None) -> Sides:
 
 def confusion_figure(labels: Ints, names: Sequence[str], found: Sides) -> Figure:
     """Right class by decision, in shares of the right class; and what the result changed."""
-    counts = {name: confusion(labels, answers.decisions, len(names)) for name, _, answers in found}
+    # Classes that nobody has and nobody is taken for would only make the others small.
+    there = np.zeros(len(names), bool)
+    for classes in (labels, *(answers.decisions for _, _, answers in found)):
+        there[classes] = True
+    kept, absent = np.flatnonzero(there), int((~there).sum())
+    names, place = [names[i] for i in kept], np.cumsum(there) - 1
+    labels = place[labels]
+    counts = {name: confusion(labels, place[answers.decisions], len(names)) for name, _, answers in found}
     total = np.maximum(np.bincount(labels, minlength=len(names)), 1)[:, None]
     shown = [short(name, 22) for name in names]
     views = []
@@ -92,7 +99,8 @@ def confusion_figure(labels: Ints, names: Sequence[str], found: Sides) -> Figure
     return Figure(
         "Confusion matrix",
         "Each row is a right class, each column a decision; the darker, the larger the share of the row. The table "
-        "lists the confusions of the result, the most frequent first.",
+        "lists the confusions of the result, the most frequent first."
+        + (f" {absent} classes that no sample has, and no answer, are left out." if absent else ""),
         views, layout, ["right class", "decision", *(f"{name}, samples" for name, _, _ in found)], rows,
         min(640, 300 + 14 * len(names)),
     )  # fmt: skip
@@ -172,7 +180,7 @@ def reliability_figure(labels: Ints, found: Sides) -> Figure:
             "marker": {"color": soft}, "name": f"{name}: share of samples", "showlegend": False,
             "hovertemplate": f"{name}: %{{y:.1%}} of the samples<extra></extra>", "yaxis": "y2",
         })  # fmt: skip
-    layout = _axes("probability that the model gives its answer", "share of right answers")
+    layout = _axes("probability of the answer", "share of right answers")
     layout["xaxis"] |= {"tickformat": ".0%", "range": [0, 1.02], "anchor": "y2"}
     layout["yaxis"] |= {"tickformat": ".0%", "range": [-0.02, 1.05], "domain": [0.28, 1]}
     layout["yaxis2"] = {"domain": [0, 0.2], "tickformat": ".0%", "title": {"text": "samples"}, "automargin": True}
@@ -202,7 +210,7 @@ def slices_figure(column: str, found: Sequence[Slice]) -> Figure:
             "customdata": [[short(part.value, 50), part.n] for part in worst],
             "hovertemplate": f"%{{customdata[0]}}, {name}: %{{x:.1%}} of %{{customdata[1]}} samples<extra></extra>",
         })  # fmt: skip
-    layout = _axes("accuracy, 95 % interval", "")
+    layout = _axes("accuracy (95 %)", "")
     layout["xaxis"] |= {"tickformat": ".0%", "nticks": 5, "tickangle": 0}
     layout["yaxis"] |= {"tickvals": place, "ticktext": [short(part.value, 26) for part in worst],
                         "range": [len(worst) - 0.4, -0.6], "zeroline": False}  # fmt: skip

@@ -102,7 +102,7 @@ class TestJudge:
         assert judge_instructions(counted(1e6), counted(5e5), FIVE).verdict is Verdict.PASS
 
     def test_at_the_limit_a_count_does_not_tell(self) -> None:
-        check = judge_instructions(counted(1e6), counted(1.049e6), FIVE)
+        check = judge_instructions(counted(1e6), counted(1.0505e6), FIVE)
         assert check.verdict is Verdict.INCONCLUSIVE
         assert "closer to the limit than a count can tell" in check.message
 

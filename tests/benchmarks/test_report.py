@@ -80,6 +80,21 @@ class TestQuality:
         assert quality.divergence(own.source.scores, own.result.scores) > 0
 
 
+def test_classes_that_nobody_has_are_left_out_of_the_confusion_matrix() -> None:
+    from lepto.benchmarks.report import charts_quality
+    from lepto.runtime.evidence import Answers
+
+    scores = np.eye(5)[[0, 3, 3, 4]]  # class 4 is only answered, 1 and 2 not even that
+    figure = charts_quality.confusion_figure(
+        np.array([0, 3, 3, 3]), ["a", "b", "c", "d", "e"], [("result", "red", Answers.of(scores, logits=False))]
+    )
+    (heat,) = figure.views[0].data
+    assert heat["x"] == heat["y"] == ["a", "d", "e"]
+    assert np.asarray(heat["customdata"]).tolist() == [[1, 0, 0], [0, 2, 1], [0, 0, 0]]
+    assert "2 classes that no sample has" in figure.caption
+    assert figure.rows == [["d", "e", "1"]]
+
+
 class TestCommand:
     def test_a_page_with_everything(self, lepto: Any, make_package: MakePackage, tmp_path: Path) -> None:
         package = parts.rich(make_package(tmp_path / "base"), tmp_path / "rich")
