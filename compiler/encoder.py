@@ -23,6 +23,7 @@ class Family:
         attention: The module that knows how many heads there are.
         query, key, value: Projections ``[H * D, W]``.
         out: Projection of the attention's output, ``[W, H * D]``.
+        rows: The first module after the attention whose inputs ``[B, S, W]`` are taken row by row, and all after it.
         up: First half of the feed-forward block, ``[F, W]``.
         down: Second half, ``[W, F]``.
         norms: Normalizations over W in a layer.
@@ -37,6 +38,7 @@ class Family:
     key: str
     value: str
     out: str
+    rows: str
     up: str
     down: str
     norms: tuple[str, ...]
@@ -52,6 +54,7 @@ _BERT = Family(
     key="attention.self.key",
     value="attention.self.value",
     out="attention.output.dense",
+    rows="attention.output",
     up="intermediate.dense",
     down="output.dense",
     norms=("attention.output.LayerNorm", "output.LayerNorm"),
@@ -67,6 +70,7 @@ _DISTILBERT = Family(
     key="attention.k_lin",
     value="attention.v_lin",
     out="attention.out_lin",
+    rows="sa_layer_norm",
     up="ffn.lin1",
     down="ffn.lin2",
     norms=("sa_layer_norm", "output_layer_norm"),

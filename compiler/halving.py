@@ -39,6 +39,9 @@ class Rung:
 RUNGS = (Rung(1, 12, 1.0, 9.0, 1e-3), Rung(3, 4, 0.75, 1.0, 7e-4), Rung(5, 2, 0.9, 0.5, 7e-4))
 """Successive halving: all a little, four more, two to the end."""
 
+LONGER = 2.0
+"""How much longer than planned the last round may be, where time is left: a student learns on, more and more slowly."""
+
 LARGER = Rung(3, 1, 1.0, 0.0, 4e-4)
 """Where none of them is good enough, how much a larger one is taught."""
 
@@ -73,9 +76,15 @@ def portion(count: int) -> int:
     return int(np.clip(2 * count, 12_000, 40_000))
 
 
-def allowed_share(needed_s: float, left_s: float) -> float:
-    """The part of a plan that fits into the time, in steps, so that noise of the clock seldom changes it."""
-    steps = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
+def allowed_share(needed_s: float, left_s: float, most: float = 1.0) -> float:
+    """The part of a plan that fits into the time, in steps, so that noise of the clock seldom changes it.
+
+    Args:
+        needed_s: What the whole plan takes.
+        left_s: What is left.
+        most: The largest part; above 1 where more than the plan does good.
+    """
+    steps = (*(step for step in (2.0, 1.4) if step <= most), 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
     return next((step for step in steps if step * needed_s <= left_s), 0.0)
 
 
@@ -123,6 +132,37 @@ def front(students: Sequence[Student], key: Callable[[Cost], float]) -> list[Stu
     """Those that no other one beats in both score and cost, ascending by cost."""
     ordered = sorted(students, key=lambda s: (key(s.cost), -s.score))
     return [s for i, s in enumerate(ordered) if all(s.score > other.score for other in ordered[:i])]
+
+
+ENOUGH, _FEW = 0.5, 3
+"""The part of the plan below which fewer candidates are taught, and the fewest."""
+
+
+def fitting(students: list[Student], portion_s: float, left_s: float) -> list[Student]:
+    """As many candidates as there is time to tell apart: fewer are better than many that have learned nothing.
+
+    Args:
+        students: By cost.
+        portion_s: What one portion of teaching takes.
+        left_s: What is left.
+    """
+    while len(students) > _FEW and allowed_share(portions(len(students), 0) * portion_s, left_s) < ENOUGH:
+        students = students[::2] if len(students) % 2 else students[1::2]
+    return students
+
+
+def ranked(students: Sequence[Student], enough: float, key: Callable[[Cost], float]) -> tuple[Student, ...]:
+    """The order in which students are to be judged: the cheapest that is good enough, then the more accurate.
+
+    Args:
+        students: Not empty.
+        enough: The lowest score that is good enough.
+        key: What is to be small.
+    """
+    good = [s for s in students if s.score >= enough - 1e-12]
+    pick = min(good, key=lambda s: key(s.cost)) if good else max(students, key=lambda s: s.score)
+    others = [s for s in front(students, key) if s is not pick and s.score > pick.score]
+    return (pick, *sorted(others, key=lambda s: -s.score))
 
 
 def survivors(

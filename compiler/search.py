@@ -33,11 +33,15 @@ from lepto.compiler.cutter import Cutter, Shape
 from lepto.compiler.data import Samples
 from lepto.compiler.encoder import Encoder
 from lepto.compiler.halving import (
+    ENOUGH,
     LARGER,
+    LONGER,
     Objective,
+    Rung,
     Student,
     allowed_share,
     answerable,
+    fitting,
     front,
     key_of,
     portion,
@@ -64,8 +68,8 @@ MINIMUM = 50
 """Fewer training samples than this steer nothing."""
 
 
-_LEAST, _ENOUGH, _FEW = 0.05, 0.5, 3
-"""The least part of the plan for a first round; the part below which fewer candidates are taught, and the fewest."""
+_LEAST = 0.05
+"""The least part of the plan for a first round."""
 
 _ANSWERS = 0.25
 """The part of the time that the source may take to answer samples."""
@@ -177,8 +181,8 @@ class Search:
             self.workers, self.say, self.tell,
         )  # fmt: skip
         rate = teaching.rate(students[len(students) // 2])
-        students, thinned = self._fitting(students, unit / rate)
-        if thinned:
+        students = fitting(students, unit / rate, self.seconds - sum(self._spent))
+        if len(students) < len(taught):
             notes.append(f"only {len(students)} of {len(taught)} candidates are taught: the time is short")
             taught = tuple(students)
         for number, rung in enumerate(halving.RUNGS):
@@ -194,11 +198,14 @@ class Search:
                 )
                 students = survivors(students, self.allowed, rung, key, room)
             needed = portions(len(students), number) * unit / rate
-            share = allowed_share(needed, self.seconds - sum(self._spent)) or (0.0 if number else _LEAST)
+            most = LONGER if rung is halving.RUNGS[-1] and self._promising(students, rung) else 1.0
+            share = allowed_share(needed, self.seconds - sum(self._spent), most) or (0.0 if number else _LEAST)
             if share == 0.0:
                 notes.append(f"round {number + 1} was left out: the time was up (--search-budget)")
                 break
-            if share < 1:
+            if share > 1:
+                notes.append(f"round {number + 1} was {share:g} times as long as planned: time was left")
+            elif share < 1:
                 notes.append(f"round {number + 1} was cut to {share:.0%}: the time is short (--search-budget)")
             epochs, took = round(share * rung.portions * unit / teaching.epoch, 2), 0.0
             if ray is not None:
@@ -212,10 +219,19 @@ class Search:
         if self.clean and max(s.score for s in taught) < minimum:
             more = self._larger(base, cutter, teaching, minimum, unit / teaching.epoch, notes)
             taught, every = (*taught, *more), [*every, *more]
-        ranked, margin = self._ranked(taught, reference, minimum, key)
+        # Samples that the source was trained on say less, and a bound asks for more than a point.
+        margin = (reference - minimum) * (1.0 if self.strict else 0.25 if self.clean else 0.5)
+        ranked = halving.ranked(taught, minimum + margin, key)
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
         everyone = tuple(sorted(every, key=lambda s: key(s.cost)))
         return Found(ranked, everyone, reference, minimum, base, tuple(notes), sum(self._spent), sum(self._teaching))
+
+    def _promising(self, students: Sequence[Student], rung: Rung) -> bool:
+        """Whether one of them is expected to become good enough: else the time is for larger ones."""
+        if not self.clean:
+            return True  # the best of them is what the others are measured by
+        reference = self._on_dev(self.root)
+        return max(1 - rung.promise * (1 - s.score) for s in students) >= reference - self.allowed(reference)
 
     def _larger(
         self, base: Source, cutter: Cutter, teaching: Teaching, minimum: float, portion_epochs: float, notes: list[str]
@@ -237,7 +253,7 @@ class Search:
             left_s = self.seconds - sum(self._spent)
             needed_s = LARGER.portions * portion_epochs * teaching.epoch / teaching.rate(student)
             share = allowed_share(needed_s, left_s)
-            if share < _ENOUGH:
+            if share < ENOUGH:
                 notes.append(f"no time is left to teach {student.shape}: {needed_s / 60:.0f} minutes (--search-budget)")
                 break
             self.say(f"none is good enough yet (at least {minimum:.4f} is looked for): a larger one is taught")
@@ -247,24 +263,6 @@ class Search:
             if student.score >= minimum:
                 break
         return taught
-
-    def _fitting(self, students: list[Student], portion_s: float) -> tuple[list[Student], bool]:
-        """As many candidates as there is time to tell apart: fewer are better than many that have learned nothing."""
-        left, count = self.seconds - sum(self._spent), len(students)
-        while len(students) > _FEW and allowed_share(portions(len(students), 0) * portion_s, left) < _ENOUGH:
-            students = students[::2] if len(students) % 2 else students[1::2]
-        return students, len(students) < count
-
-    def _ranked(
-        self, students: Sequence[Student], reference: float, minimum: float, key: Callable[[Cost], float]
-    ) -> tuple[tuple[Student, ...], float]:
-        """The order in which students are to be judged: the cheapest that is good enough, then the more accurate."""
-        # Samples that the source was trained on say less, and a bound asks for more than a point.
-        margin = (reference - minimum) * (1.0 if self.strict else 0.25 if self.clean else 0.5)
-        enough = [s for s in students if s.score >= minimum + margin - 1e-12]
-        pick = min(enough, key=lambda s: key(s.cost)) if enough else max(students, key=lambda s: s.score)
-        others = [s for s in front(students, key) if s is not pick and s.score > pick.score]
-        return (pick, *sorted(others, key=lambda s: -s.score)), margin
 
     def _base(self) -> tuple[Source, Lesson, list[str]]:
         if len(self.train) < MINIMUM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from torch.nn import functional
 
 from lepto.compiler.context import PassError
 from lepto.compiler.source import first_output
+from lepto.compiler.training.first_row import first_row_only
 from lepto.compiler.training.guide import Guide
 from lepto.compiler.training.losses import distillation, feature_distance
-from lepto.compiler.training.pool import IGNORED, Features, Pool, reduced_precision
+from lepto.compiler.training.pool import IGNORED, Features, Pool, on_device, reduced_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,10 @@ def train(
     for module, _ in dropouts:
         module.p = 0.0
     done, epoch, losses = 0, 0, []
-    with Features(student, path) as seen:
+    with contextlib.ExitStack() as stack:
+        seen = stack.enter_context(Features(student, path))
+        if guide is None:  # a guide compares whole hidden states
+            stack.enter_context(first_row_only(student, on_device(original.longest(), accelerator.device)))
         while done < steps:
             places = [0, *([1 + epoch % len(augmented)] if augmented else [])]
             pools = {place: augmented[place - 1] if place else original for place in places}
@@ -163,7 +168,7 @@ def _loss(
 ) -> torch.Tensor:
     inputs, logits, features, labels = pool.batch(rows)
     with reduced_precision(device):
-        output = first_output(model(**{name: tensor.to(device) for name, tensor in inputs.items()}))
+        output = first_output(model(**on_device(inputs, device)))
     output = output.float()
     logits, labels = logits.to(device), labels.to(device)
     ours = output

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from lepto.compiler.source import first_output
+from lepto.compiler.training.first_row import first_row_only
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import this_machine
 
@@ -102,11 +103,16 @@ def teach(
     logits: dict[int, npt.NDArray[np.float32]] = {}
     features: dict[int, npt.NDArray[np.float32]] = {}
     device = next(teacher.parameters()).device
-    with torch.inference_mode(), reduced_precision(device), Features(teacher, path) as seen:
+    longest = on_device(collate(order[-2:].tolist()), device)
+    with (
+        first_row_only(teacher, longest),
+        torch.inference_mode(),
+        reduced_precision(device),
+        Features(teacher, path) as seen,
+    ):
         for start in range(0, len(order), batch):
             rows = order[start : start + batch].tolist()
-            inputs = {name: tensor.to(device) for name, tensor in collate(rows).items()}
-            output = first_output(teacher(**inputs)).float().cpu().numpy()
+            output = first_output(teacher(**on_device(collate(rows), device))).float().cpu().numpy()
             if not np.isfinite(output).all():
                 raise LeptoError("the source's own output is not finite on its training data: it cannot teach")
             read = None if seen.value is None else seen.value.float().cpu().numpy()
@@ -120,6 +126,11 @@ def teach(
                 progress(len(rows))
     count = len(order)
     return Targets([logits[i] for i in range(count)], [features[i] for i in range(count)] if features else [])
+
+
+def on_device(inputs: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The same inputs where a module is."""
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def reduced_precision(device: torch.device) -> Any:
@@ -153,6 +164,10 @@ class Pool:
     def __len__(self) -> int:
         """N."""
         return len(self.sizes)
+
+    def longest(self) -> dict[str, torch.Tensor]:
+        """Inputs of the two samples with most tokens."""
+        return self.collate(np.argsort(np.asarray(self.sizes), kind="stable")[-2:].tolist())
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
         """Shuffled batches of samples of like size: shuffled, sorted in windows of sixteen batches, shuffled again."""

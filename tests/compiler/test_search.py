@@ -106,6 +106,8 @@ def test_a_plan_is_cut_in_steps_to_the_time_that_is_left() -> None:
     assert allowed_share(100, 100) == 1.0
     assert allowed_share(100, 99) == 0.7
     assert allowed_share(100, 1) == 0.0
+    assert allowed_share(100, 1000) == 1.0
+    assert [allowed_share(100, left, 2.0) for left in (200, 199, 139, 99)] == [2.0, 1.4, 1.0, 0.7]
     assert portion(10) < portion(10_000) < portion(10**6) == portion(10**7)
     assert portions(20, 0) == sum(rung.portions * rung.most for rung in RUNGS)
     assert portions(1, 1) == sum(rung.portions for rung in RUNGS[1:])
