@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from lepto.benchmarks.calibration import BINS, calibration_change
 from lepto.benchmarks.calibration import calibration_error as expected_calibration_error
-from lepto.benchmarks.checks.check import Check, Limit, by_interval, points
+from lepto.benchmarks.checks.check import Check, Limit, by_interval, least_samples, points
 
 
 def judge_calibration(
@@ -44,5 +44,6 @@ def judge_calibration(
     )
     return by_interval(
         "ece", value, low, high, limit, allowed, story, baseline=before, candidate=after, n=len(truth),
+        least=least_samples(allowed, beta),
         rule=f"expected calibration error over {BINS} fixed bins, basic paired bootstrap",
     )  # fmt: skip

@@ -6,6 +6,7 @@ A check that was asked for and could not be made is inconclusive, so that a gate
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -210,7 +211,7 @@ def corrected(checks: Sequence[Check], alpha: float) -> list[Check]:
 
 def moved(change: float) -> str:
     """A relative change in words."""
-    return f"{'rose' if change >= 0 else 'fell'} {abs(change):.1%}"
+    return "did not change" if change == 0 else f"{'rose' if change >= 0 else 'fell'} {abs(change):.1%}"
 
 
 def points(change: float) -> str:
@@ -218,15 +219,38 @@ def points(change: float) -> str:
     return "did not change" if change == 0 else f"{'rose' if change > 0 else 'fell'} {100 * abs(change):.2f} points"
 
 
+def least_samples(allowed: float, beta: float) -> int:
+    """Samples among which a change of so large a share of them is seen at all, with a chance of 1 - beta.
+
+    A bootstrap draws from what was seen: where nothing differs its interval is a point, however few samples there are.
+    """
+    return math.ceil(math.log(beta) / math.log1p(-allowed)) if 0.0 < allowed < 1.0 else 1
+
+
 def by_interval(
-    name: str, value: float, low: float, high: float, limit: Limit, allowed: float, story: str, **more: Any
+    name: str,
+    value: float,
+    low: float,
+    high: float,
+    limit: Limit,
+    allowed: float,
+    story: str,
+    *,
+    n: int,
+    least: int = 0,
+    **more: Any,
 ) -> Check:
-    """Judge a value by its interval: all of it within what is allowed passes, all of it beyond is a regression."""
+    """Judge a value by its interval: all of it within what is allowed passes, all of it beyond is a regression.
+
+    With fewer than ``least`` of ``n`` samples nothing passes.
+    """
     verdict = Verdict.INCONCLUSIVE
-    if high <= allowed:
+    if high <= allowed and n < least:
+        story += f": insufficient data, at least {least:,} samples are needed"
+    elif high <= allowed:
         verdict = Verdict.PASS
     elif low > allowed:
         verdict = Verdict.REGRESSION
     else:
         story += ": insufficient data, the interval reaches across the limit; give more samples"
-    return Check(name, verdict, story, change=value, low=low, high=high, limit=str(limit), allowed=allowed, **more)
+    return Check(name, verdict, story, change=value, low=low, high=high, limit=str(limit), allowed=allowed, n=n, **more)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lepto.benchmarks.evidence import Evidence
 
 SAMPLES: Final = 24
+FEWEST: Final = 12
 SEEDS: Final = 2
 PERMUTATIONS: Final = 10
 # One word or patch ranks nothing against another, and the time grows with the square of their number.
@@ -54,8 +55,9 @@ def make(evidence: Evidence, setting: Setting) -> list[Check]:
         why = "attributions are of one answer for a sample, and these packages label words: leave the check out"
         return [not_checked("explanations", why)]
     count, seeds = int(setting.options.get("samples", SAMPLES)), int(setting.options.get("seeds", SEEDS))
-    if count < 2 or seeds < 2:
-        return [not_checked("explanations", f"samples and seeds must be at least 2, got {count} and {seeds}")]
+    if count < FEWEST or seeds < 2:
+        why = f"insufficient data: at least {FEWEST} samples and 2 seeds are needed, got {count} and {seeds}"
+        return [not_checked("explanations", why)]
     fitting = []
     for row in np.random.default_rng(evidence.seed).permutation(len(evidence.samples)):
         features = features_of(evidence.samples, int(row))

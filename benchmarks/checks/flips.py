@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,9 @@ import numpy.typing as npt
 from lepto.benchmarks.checks.check import Check, Limit, by_interval
 from lepto.compiler.proportions import wilson_interval
 from lepto.compiler.statistics import bootstrap_interval
+
+# A divergence has no upper end: below this a few samples that differ much would not be seen.
+LEAST: Final = 100
 
 
 def judge_flips(
@@ -64,7 +67,7 @@ def judge_divergence(
     value = float(each.mean())
     story = f"kl {value:.4g} nats on {each.size:,} samples ({low:.4g} to {high:.4g}), limit {limit}"
     return by_interval(
-        "kl", value, low, high, limit, limit.value, story, baseline=0.0, candidate=value, n=int(each.size),
+        "kl", value, low, high, limit, limit.value, story, baseline=0.0, candidate=value, n=int(each.size), least=LEAST,
         rule="bootstrap interval of the mean KL(source, candidate)",
     )  # fmt: skip
 

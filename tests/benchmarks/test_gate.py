@@ -248,6 +248,16 @@ class TestAnswers:
         assert same.candidate == pytest.approx(0.0, abs=1e-9)
         assert judge_divergence(logits, -logits, limit, alpha=0.01, beta=0.05).verdict is Verdict.REGRESSION
 
+    def test_few_samples_pass_nothing_although_none_differs(self) -> None:
+        logits = np.random.default_rng(0).normal(0, 3, (90, 5))
+        kl = judge_divergence(logits, logits, Limit.parse("0.05 nats"), alpha=0.01, beta=0.05)
+        assert kl.verdict is Verdict.INCONCLUSIVE
+        assert "insufficient data, at least 100 samples are needed" in kl.message
+        scores, truth = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), logits.argmax(axis=1)
+        ece = judge_calibration(scores, scores, truth, Limit.parse("2 points"), alpha=0.01, beta=0.05)
+        assert ece.verdict is Verdict.INCONCLUSIVE
+        assert "at least 149 samples" in ece.message
+
     def test_calibration(self) -> None:
         assert expected_calibration_error(np.array([0.9] * 10), np.array([1] * 9 + [0])) == pytest.approx(0.0)
         assert expected_calibration_error(np.array([0.9] * 10), np.zeros(10)) == pytest.approx(0.9)
