@@ -233,6 +233,7 @@ def workflows(
     text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
     lepto: Annotated[str, typer.Option(help="What the workflows install.")] = ".[compile]",
+    only: Annotated[str | None, typer.Option(help="One of them: github or gitlab.")] = None,
     store: Annotated[Path, typer.Option(help="Where the result is written.")] = (
         Path(__file__).parent / "baselines" / "workflows.json"
     ),
@@ -251,10 +252,11 @@ def workflows(
     document: dict[str, Any] = {}
     bad: list[str] = []
     codes: set[int | None] = set()
-    for workflow in read_workflows():
+    document.update(json.loads(store.read_text()) if only and store.is_file() else {})
+    for workflow in (one for one in read_workflows() if only in (None, one.name)):
         with tempfile.TemporaryDirectory(prefix="lepto-workflow-") as temporary:
             folder = Path(temporary) / "clone"
-            document["commit"] = clone(folder)
+            commit = clone(folder)
             prepare(folder, workflow, package, data, text_column, label_column)
             steps = run_steps(workflow, folder, environment, output, lepto)
             verdict = folder / "gate.json"
@@ -262,6 +264,7 @@ def workflows(
             bad += [f"{workflow.name}, {one['step']}: {one['said'].strip()[-600:] or 'left out'}" for one in failed]
             codes |= {one["code"] for one in failed}
             document[workflow.name] = {
+                "commit": commit,
                 "steps": [{key: step[key] for key in ("step", "code", "seconds")} for step in steps],
                 "verdict": json.loads(verdict.read_text())["verdict"] if verdict.is_file() else None,
             }

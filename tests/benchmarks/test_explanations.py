@@ -149,13 +149,13 @@ class TestCheck:
         rows = [f"{label} {words},{label}" for label in ("order", "refund", "person")] * 8
         data = tmp_path / "long.csv"
         data.write_text("\n".join(["text,label", *rows]) + "\n")
-        config.write_text("wait_s: 0\nchecks:\n  explanations:\n    limit: 0.3 rank\n    samples: 12\n")
+        config.write_text("wait_s: 0\nchecks:\n  explanations:\n    limit: 0.3 rank\n    samples: 6\n")
         code = cli.run(["gate", str(one), str(two), "--config", str(config), "--eval", str(data), "--json"])
         captured = capsys.readouterr()
         assert code == 0, captured.err
         (check,) = json.loads(captured.out)["checks"]
         assert check["name"] == "explanations"
-        assert check["n"] == 12
+        assert check["n"] == 6
         # Nothing passes for lack of data.
         code = cli.run(["gate", str(one), str(two), "--config", str(config), "--eval", str(evaluation), "--json"])
         assert code == 3
