@@ -11,7 +11,10 @@ import torch
 import transformers
 
 from lepto.kernels.attention import attention, attention_varlen
-from lepto.kernels.ship import library  # noqa: F401 - registers the operators
+from lepto.kernels.ship import (
+    aoti,
+    library,  # noqa: F401 - registers the operators
+)
 from lepto.kernels.ship.transformers import install
 
 
@@ -138,3 +141,48 @@ print(torch.ops.lepto.attention(q, q, q, implementation="reference").shape)
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "torch.Size([1, 2, 5, 16])" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_aotinductor_package_needs_a_gpu_and_that_is_said(tmp_path):
+    lengths = torch.tensor([9, 4], dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=r"compiled on the GPU that runs it, and no NVIDIA GPU is here: .* cubins"):
+        aoti.package(Layer("triton"), (*qkv(), lengths), tmp_path / "layer.pt2")
+    with pytest.raises(ValueError, match=r"must be called NAME.pt2, got 'layer.zip'"):
+        aoti.package(Layer("triton"), (*qkv(), lengths), tmp_path / "layer.zip")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_aotinductor_package_takes_what_is_on_a_gpu_with_kernels(tmp_path, monkeypatch):
+    lengths = torch.tensor([9, 4], dtype=torch.int32)
+    path = tmp_path / "layer.pt2"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(RuntimeError, match="nothing can be compiled while Triton interprets"):
+        aoti.package(Layer("triton"), (*qkv(), lengths), path)
+    monkeypatch.setattr(aoti, "interpreted", lambda kernel: False)
+    with pytest.raises(ValueError, match="the architecture is sm_75: Triton emits no tensor-core instruction"):
+        aoti.package(Layer("triton"), (*qkv(), lengths), path)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    with pytest.raises(ValueError, match="input 0 must be on the GPU, it is on cpu"):
+        aoti.package(Layer("triton"), (*qkv(), lengths), path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_an_aotinductor_package_gives_what_the_layer_gives(tmp_path):
+    """In a process that does not interpret: the kernels of this one cannot be compiled."""
+    code = f"""
+import torch
+from lepto.kernels.ship import aoti, library
+class Layer(torch.nn.Module):
+    def forward(self, q):
+        return torch.ops.lepto.attention(q, q, q)
+q = torch.randn(2, 4, 33, 64, device="cuda", dtype=torch.float16)
+loaded = torch._inductor.aoti_load_package(str(aoti.package(Layer(), (q,), {str(tmp_path / "layer.pt2")!r})))
+torch.testing.assert_close(loaded(q), Layer()(q))
+"""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
