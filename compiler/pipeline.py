@@ -115,13 +115,16 @@ class Pipeline:
         self._record("export", {}, True, json.loads((entry / "notes.json").read_text())[0], model, start, cached)
         return model
 
-    def run(self, step: Pass, parent: OnnxModel, baseline: OnnxModel | None = None) -> Candidate | None:
+    def run(
+        self, step: Pass, parent: OnnxModel, baseline: OnnxModel | None = None, *, timed: bool = True
+    ) -> Candidate | None:
         """Apply a pass and judge the result.
 
         Args:
             step: The pass.
             parent: What it is applied to.
             baseline: What it must be faster than; the parent, unless that was only prepared for this pass.
+            timed: Whether this machine can tell that it is faster.
 
         Returns:
             The candidate, or None if the pass is left out; the reason is recorded.
@@ -155,7 +158,7 @@ class Pipeline:
                 reasons.append(f"over the budget: {why}")
                 self._record(step.name, options, False, "; ".join(reasons), model, start, cached, metric)
                 return None
-        if getattr(step, "untimed", False):
+        if not timed or getattr(step, "untimed", False):
             reasons.append("speed: not measured, only its target could tell")
             self._record(step.name, options, True, "; ".join(reasons), model, start, cached, metric)
             return Candidate(model, metric, logits, len(self.records) - 1)

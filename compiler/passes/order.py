@@ -22,7 +22,7 @@ _STEP = {
 }
 """Passes of a lower step come first; those of one step may stand in any order, but of the last only one may stand."""
 
-_BEFORE_TENSORRT = ("trim-vocabulary", "prune", "distill")
+_BEFORE_TENSORRT = ("trim-vocabulary", "prune", "distill", "attention")
 _LAST = max(_STEP.values())
 _WHY = (
     "what is learned afterwards is learned in the tokens that are left",

@@ -13,6 +13,7 @@ from lepto.compiler.context import Context
 from lepto.compiler.evaluate import Evaluator, agreement, real_feeds
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.packaging import assemble
+from lepto.compiler.passes.attention import Attention
 from lepto.compiler.passes.tensorrt import Tensorrt
 from lepto.compiler.pipeline import Pipeline, plan
 from lepto.compiler.prepare import Prepared
@@ -67,16 +68,12 @@ def compile_for_gpu(
     pipeline = Pipeline(subject, context, evaluator, cache, console, budget, versions)
     pipeline.records.extend(records)
     exported = pipeline.export()
-    (step,) = (step for entry in prepared.plan for step in plan(entry) if isinstance(step, Tensorrt))
+    steps = [step for entry in prepared.plan for step in plan(entry)]
+    (step,) = (step for step in steps if isinstance(step, Tensorrt))
+    for first in (step for step in steps if isinstance(step, Attention)):
+        changed = pipeline.run(first, exported, timed=False)
+        exported = exported if changed is None else changed.model
     candidate = pipeline.run(step, exported)
-    if candidate is None and pipeline.rejected:
-        metric, _, over = pipeline.rejected[0]
-        raise LeptoError(
-            f"{step.name} ({step.precision}) does not keep the budget: {metric.name} {metric.value:.4f} where at least "
-            f"{budget.minimum:.4f} is asked for: {over}. No package was written: allow a larger --max-drop, or another "
-            "precision, as in --passes 'tensorrt(precision=fp16)'",
-            exit_code=1,
-        )
     if candidate is None and pipeline.rejected:
         metric, _, over = pipeline.rejected[0]
         raise LeptoError(

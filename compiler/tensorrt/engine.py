@@ -194,6 +194,11 @@ def _layer(model: OnnxModel, node: str) -> str:
 
 
 def _advice(operator: str) -> str:
+    if operator == "NonZero":  # what takes the padding out
+        return (
+            "Sizes that depend on values are for TensorRT itself: leave unpad out of the pass attention, or compile "
+            "for another GPU"
+        )
     return (
         f"Write {operator} in other operators in the model, keep the node in float32 or out of int8 "
         "(tensorrt(keep=[…],exclude=[…])), or compile for a CPU"

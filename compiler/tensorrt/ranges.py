@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
@@ -13,6 +14,7 @@ from lepto.compiler.context import Feed
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.observe import observe
 from lepto.compiler.tensorrt.standard import float_tensors, layer_of
+from lepto.kernels.ship.onnx import DOMAIN
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_normal)
@@ -42,7 +44,9 @@ class Kept:
 
 
 def reaches(model: OnnxModel, feeds: Sequence[Feed], threads: int) -> dict[str, float]:
-    """The largest magnitude of each float activation, by name; sums inside of reductions under ``NODE.sum``.
+    """The largest magnitude of each float activation, by name.
+
+    Sums inside of reductions stand under ``NODE.sum``, the scores inside of ``lepto`` attention under ``NODE.scores``.
 
     Raises:
         PassError: One is not finite on the data.
@@ -55,7 +59,9 @@ def reaches(model: OnnxModel, feeds: Sequence[Feed], threads: int) -> dict[str, 
     place = {name: i for i, name in enumerate(names)}
     sums = [node for node in proto.graph.node if node.op_type in _SUMS and node.input[0] in place]
     axes = {node.name: _axes(node, proto.graph) for node in sums}
+    attentions = [node for node in proto.graph.node if node.domain == DOMAIN and {*node.input[:2]} <= place.keys()]
     found = dict.fromkeys([*names, *(f"{node.name}.sum" for node in sums)], 0.0)
+    found |= dict.fromkeys((f"{node.name}.scores" for node in attentions), 0.0)
     for values in observe(model, names, feeds, threads):
         for name, value in zip(names, values, strict=True):
             found[name] = max(found[name], float(np.abs(value).max(initial=0.0)))
@@ -64,6 +70,9 @@ def reaches(model: OnnxModel, feeds: Sequence[Feed], threads: int) -> dict[str, 
             over = axes[node.name]
             total = value.sum(axis=tuple(range(2, value.ndim)) if over == () else over)
             found[f"{node.name}.sum"] = max(found[f"{node.name}.sum"], float(np.max(total, initial=0.0)))
+        for node in attentions:
+            q, k = (values[place[name]].astype(np.float64) for name in node.input[:2])
+            found[f"{node.name}.scores"] = max(found[f"{node.name}.scores"], _scores(node, q, k))
     return found
 
 
@@ -103,6 +112,8 @@ def overflow_prone(
             why, value = "a constant", weight
         elif (total := seen.get(f"{node.name}.sum", 0.0)) > limit:
             why, value = "the sum inside", total
+        elif (scores := seen.get(f"{node.name}.scores", 0.0)) > limit:
+            why, value = "the scores inside", scores
         elif node.op_type in _SQUARES and (square := seen.get(node.input[0], 0.0) ** 2) > limit:
             why, value = "the square inside", square
         elif any(_tiny(constants[name]) for name in node.input if name in constants):
@@ -110,6 +121,15 @@ def overflow_prone(
         if why:
             kept.append(Kept(node.name, node.op_type, layer_of(node), value, why))
     return kept
+
+
+def _scores(node: onnx.NodeProto, q: npt.NDArray[np.float64], k: npt.NDArray[np.float64]) -> float:
+    """The largest score of queries ``[…, S, H * D]`` and keys ``[…, S, G * D]``; of packed ones across sequences."""
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    heads, kv_heads = given["num_heads"], given["kv_num_heads"]
+    q = q.reshape(*q.shape[:-1], heads, -1).swapaxes(-2, -3)
+    k = k.reshape(*k.shape[:-1], kv_heads, -1).swapaxes(-2, -3).repeat(heads // kv_heads, axis=-3)
+    return float(np.abs(q @ k.swapaxes(-1, -2) * given["scale"]).max(initial=0.0))
 
 
 def _axes(node: onnx.NodeProto, graph: onnx.GraphProto) -> tuple[int, ...] | None:

@@ -8,6 +8,7 @@ from onnx import helper, numpy_helper, version_converter
 
 from lepto.compiler.context import Left
 from lepto.compiler.model import OnnxModel
+from lepto.kernels.ship.onnx import DOMAIN, declare
 
 OPSET = 20
 """The lowest with all that is written here: Q/DQ of fp16 came with opset 19. TensorRT 10.x and 11.x read it."""
@@ -17,7 +18,7 @@ MASKED = -30_000.0
 would be NaN. Twice this number still fits into fp16, and exp(-30000) is 0 in every precision."""
 
 _ENDLESS = 1e30
-_OWN = ("", "ai.onnx", "lepto")
+_OWN = ("", "ai.onnx", DOMAIN)
 
 
 def standard_graph(model: OnnxModel, opset: int = OPSET) -> OnnxModel:
@@ -28,7 +29,7 @@ def standard_graph(model: OnnxModel, opset: int = OPSET) -> OnnxModel:
         opset: Of the result, at least the model's.
 
     Raises:
-        Left: The graph has operators of another runtime.
+        Left: The graph has operators of another runtime, or functions other than lepto's.
     """
     proto = model.proto()
     foreign = {f"{node.domain}::{node.op_type}" for node in proto.graph.node if node.domain not in _OWN}
@@ -37,10 +38,13 @@ def standard_graph(model: OnnxModel, opset: int = OPSET) -> OnnxModel:
             f"TensorRT reads standard ONNX, and the graph has {', '.join(sorted(foreign))}: leave out the passes that "
             "write them (fuse, quantize-dynamic, …)"
         )
+    if other := [function.name for function in proto.functions if function.domain != DOMAIN]:
+        raise Left(f"the graph has the function {other[0]!r}: TensorRT is given standard operators and lepto's alone")
     have = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if have < opset:
         layers = {tuple(node.output): list(node.metadata_props) for node in proto.graph.node}
-        proto = version_converter.convert_version(proto, opset)
+        del proto.functions[:]  # the converter would leave them as they are
+        proto = declare(version_converter.convert_version(proto, opset))
         for node in proto.graph.node:  # the converter forgets where a node came from
             if not node.metadata_props:
                 node.metadata_props.extend(layers.get(tuple(node.output), []))
