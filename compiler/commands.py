@@ -12,6 +12,7 @@ from rich.markup import escape
 from lepto.compiler.passes import PASSES
 from lepto.compiler.passes.options import describe
 from lepto.compiler.recipe import Recipe, load_recipe_values, make_recipe
+from lepto.compiler.recipe import recipe_schema as schema_of_recipes
 from lepto.runtime.console import Output
 
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; the rest goes to stderr.")]
@@ -248,7 +249,7 @@ def recipe_schema(as_json: _Json = False) -> None:
     Example: lepto recipe schema > recipe.schema.json
     """
     del as_json  # a JSON Schema is JSON either way
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    print(json.dumps(schema_of_recipes(), indent=2))
 
 
 @recipe.command("passes")

@@ -238,15 +238,27 @@ def _explain(item: Any, origin: str, lines: dict[str, str]) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     where = f"{origin}{lines.get(name, '')}"
     if item["type"] == "extra_forbidden":
-        known = list(Recipe.model_fields)
+        known, name = [flag(field) for field in Recipe.model_fields], flag(name)
         return f"{where}: unknown key {name!r}{_near(name, known)}; keys: {', '.join(known)}"
     if item["type"] == "missing":
-        return f"{where}: {name!r} is missing: give it in the recipe or as --{name.replace('_', '-')}"
+        return f"{where}: {name!r} is missing: give it in the recipe or as --{flag(name)}"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] != "value_error":  # pydantic's own messages do not tell the value
         message = f"{message[0].lower()}{message[1:]}, got {item['input']!r}"
     # A message that names the thing itself ("unknown target 'x'") needs no name before it.
     return f"{where}: {message}" if message.startswith("unknown") or not name else f"{where}: {name}: {message}"
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe's file, under the names of the flags."""
+    schema = Recipe.model_json_schema()
+    schema["properties"] = {flag(name): about for name, about in schema["properties"].items()}
+    return schema
+
+
+def flag(name: str) -> str:
+    """A field's name as the command line and recipes write it."""
+    return name.replace("_", "-")
 
 
 def load_recipe_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
