@@ -64,6 +64,8 @@ class Inputs:
             return [scenarios.feeds_from_samples(package, samples) for package in packages]
         if self.lengths is not None:
             return [scenarios.feeds_of_lengths(package, self.lengths) for package in packages]
+        if not (packages[0].path / "probe.npz").exists():
+            raise LeptoError("a published version has no stored probe: give samples with --eval")
         feeds = scenarios.feeds_from_probe(packages[0])
         for package in packages[1:]:
             if {tensor.name for tensor in package.manifest.inputs} != set(feeds[0]):

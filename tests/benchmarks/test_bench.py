@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -314,3 +315,20 @@ def test_numbers_are_plain() -> None:
 
     assert _plain(math.nan) is None
     assert _plain(1.5) == 1.5
+
+
+def test_the_time_left_is_shown() -> None:
+    from rich.console import Console
+
+    from lepto.runtime.console import Output
+
+    progress = Output(as_json=True).progress()  # not started: what it would draw is asked for instead
+    task = progress.add_task("measuring", total=10)
+    for done in range(1, 6):
+        time.sleep(0.02)
+        progress.update(task, completed=done)
+    shown = Console(width=100, force_terminal=True)
+    with shown.capture() as said:
+        shown.print(progress.get_renderable())
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.get())
+    assert re.search(r"measuring .* 5/10 \d:\d\d:\d\d 0:00:0\d left", plain), plain
