@@ -16,8 +16,16 @@ from lepto.compiler.context import Context, Left
 from lepto.compiler.export.onnx import export_onnx
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.attention import Attention
+from lepto.compiler.passes.tensorrt import Tensorrt
 from lepto.compiler.source import open_source
-from lepto.compiler.verify import runner
+from lepto.compiler.tensorrt.engine import build_engine
+from lepto.compiler.tensorrt.kit import build_spec
+from lepto.compiler.tensorrt.profiles import Shapes
+from lepto.compiler.verify import parity, runner
+from lepto.runtime.errors import LeptoError
+from lepto.runtime.manifest import Tolerance
+from lepto.runtime.targets import TARGETS
+from lepto.runtime.verify import verify_package
 
 from .conftest import SIZES, Toy, make_tokenizer
 from .test_architectures import modern_bert
@@ -154,6 +162,61 @@ def test_in_a_recipe_it_is_proven_and_judged_as_any_pass(toy: Toy, tmp_path: Pat
     package = compile_model(recipe, tmp_path / "package")
     record = next(record for record in package.manifest.passes if record.pass_ == "attention")
     assert "2 x attention" in record.reason
+
+
+def planned(toy: Toy, target: str, *, unpad: bool) -> Recipe:
+    return Recipe(
+        model=str(toy.model), train=str(toy.train), eval=str(toy.eval), threads=1, max_drop="10%", target=target,
+        passes=(f"attention(unpad={str(unpad).lower()})", "tensorrt"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "unpad"), [("rtx-ada", False), ("l4", True)])
+def test_before_tensorrt_the_nodes_and_their_functions_stay(toy: Toy, tmp_path: Path, target, unpad):
+    package = compile_model(planned(toy, target, unpad=unpad), tmp_path / "package")
+    record = next(record for record in package.manifest.passes if record.pass_ == "attention")
+    assert record.kept
+    assert "only its target could tell" in record.reason
+    proto = OnnxModel((tmp_path / "package" / "model.onnx").read_bytes()).proto()
+    name = "AttentionVarlen" if unpad else "AttentionMask"
+    assert [function.name for function in proto.functions] == [name]
+    assert [node.op_type for node in proto.graph.node].count(name) == 2
+    assert all(check.ok for check in verify_package(package))
+    if target == "rtx-ada":
+        pytest.importorskip("tensorrt_rtx")
+        assert (tmp_path / "package" / "engine.plan").stat().st_size > 10_000
+
+
+def test_where_sizes_may_not_depend_on_values_it_is_said_what_to_leave_out(toy: Toy, tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(
+        LeptoError, match=r"refuses the graph at node .*NonZero.* leave unpad out of the pass attention"
+    ):
+        compile_model(planned(toy, "rtx-ada", unpad=True), tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
+def test_the_packed_encoder_with_its_function_becomes_an_engine(bert):
+    """All of it but NonZero: where the tokens stand comes in as an input."""
+    pytest.importorskip("tensorrt_rtx")
+    proto = Attention(unpad=True)(bert, Context()).proto()
+    graph = proto.graph
+    nonzero = next(node for node in graph.node if node.op_type == "NonZero")
+    squeeze = next(node for node in graph.node if nonzero.output[0] in node.input)
+    graph.input.append(onnx.helper.make_tensor_value_info(squeeze.output[0], onnx.TensorProto.INT64, ["tokens"]))
+    for node in (nonzero, squeeze):
+        graph.node.remove(node)
+    given = [
+        feed | {squeeze.output[0]: np.flatnonzero(feed["attention_mask"])}
+        for feed in feeds(bert, sizes=((4, 9), (7, 16)))
+    ]
+    prepared = Tensorrt()(OnnxModel.from_proto(proto), Context(calibration=given))
+    assert prepared.operators()["AttentionVarlen"] == 2
+    assert parity(runner(bert, 1), runner(prepared, 1), given).max_rel < 5e-2
+    profile = {name: Shapes((1, 1), (8, 16), (32, 32)) for name in given[0]}
+    profile[squeeze.output[0]] = Shapes((1,), (64,), (1024,))
+    spec = build_spec(prepared, TARGETS["rtx-ada"], profile, Tensorrt(), Tolerance(atol=0.1, rtol=0.1))
+    assert build_engine(prepared, spec, "tensorrt_rtx", limit_s=240).record["bytes"] > 10_000
 
 
 @pytest.mark.thorough
