@@ -18,8 +18,12 @@ from lepto.runtime.published import Published, check_name, find_model, get_model
 from lepto.runtime.repository import publish
 
 
-def publish_gated(package: Path, repository: Path, name: str | None, gate: Path, output: Output) -> Published:
+def publish_gated(
+    package: Path, repository: Path, name: str | None, gate: Path, output: Output, max_queue: int | None = None
+) -> Published:
     """Gate a package against production, and publish it if it passes.
+
+    ``max_queue`` is that of :func:`lepto.runtime.repository.publish`.
 
     Raises:
         LeptoError: It does not pass (exit code 1 or 3), nothing is in production to compare with, or production changed
@@ -50,4 +54,4 @@ def publish_gated(package: Path, repository: Path, name: str | None, gate: Path,
             "was compared with; run the same command again",
             exit_code=3,
         )
-    return publish(package, repository, name=name)
+    return publish(package, repository, name=name, max_queue=max_queue)

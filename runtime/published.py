@@ -66,6 +66,11 @@ class Published:
         """The engine of a version, by default of the one in production; None if onnxruntime serves it."""
         return read_plan(self.folder / str(version or self.version))
 
+    def max_queue(self) -> int:
+        """How many requests may wait for a part of it; 0 without a bound."""
+        config = read_config(self.folder.parent / self.models[0])
+        return 0 if config is None else triton_config.queue_bound(config)
+
     def labels(self) -> tuple[str, ...] | None:
         """The labels in the order of the scores, or None if there are none."""
         path = self.folder / triton_config.LABELS_FILE

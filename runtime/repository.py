@@ -62,13 +62,17 @@ STAGING_PREFIX = ".lepto-staging-"
 LOCK_TIMEOUT_S = 60.0
 
 
-def publish(package: Package | str | Path, repository: str | Path, *, name: str | None = None) -> Published:
+def publish(
+    package: Package | str | Path, repository: str | Path, *, name: str | None = None, max_queue: int | None = None
+) -> Published:
     """Publish a package as the next version of a model and put it in production.
 
     Args:
         package: The package; its digests are checked.
         repository: The model repository; made if it does not exist.
         name: The model's name; by default the package's.
+        max_queue: How many requests may wait for a model before more are refused; 0 sets no bound, None what is in
+            production, and no bound for a new name.
 
     Raises:
         LeptoError: The package is broken or fails its load test, its interface differs from the version in production,
@@ -84,17 +88,19 @@ def publish(package: Package | str | Path, repository: str | Path, *, name: str 
         if current is not None:
             _check_interface(package, plan, current)
         version = _next_version(root, name)
+        if max_queue is None:
+            max_queue = 0 if current is None else current.max_queue()
         with _staging(root) as stage:
             text = manifest.preprocessing is not None
             _stage_version(stage, name, version, package, plan)
             _load_test(package)
             target = Published(name, version, (), text, root / name)
             if current is None:
-                _stage_new_folders(stage, target, package, plan)
+                _stage_new_folders(stage, target, package, plan, max_queue)
                 for model in target.models:
                     _move(stage / model, root / model)
             else:
-                changes = _stage_change(stage, current, target, manifest, package.labels, plan)
+                changes = _stage_change(stage, current, target, manifest, package.labels, plan, max_queue)
                 for model in target.models:
                     _move(stage / model / str(version), root / model / str(version))
                 _apply(root, changes)
@@ -133,7 +139,9 @@ def rollback(name: str, repository: str | Path, *, to: int | None = None) -> Pub
         _check_files(root, current, to, manifest)
         target = Published(name, to, (), current.text, current.folder)
         with _staging(root) as stage:
-            changes = _stage_change(stage, current, target, manifest, current.labels(), current.plan(to))
+            changes = _stage_change(
+                stage, current, target, manifest, current.labels(), current.plan(to), current.max_queue()
+            )
             _apply(root, changes)
     return get_model(root, name)
 
@@ -336,9 +344,9 @@ def _load_test(package: Package) -> None:
             )
 
 
-def _stage_new_folders(stage: Path, target: Published, package: Package, plan: Plan | None) -> None:
+def _stage_new_folders(stage: Path, target: Published, package: Package, plan: Plan | None, max_queue: int) -> None:
     """Complete the staged folders of a name that is published for the first time."""
-    configs = _configs(target, package.manifest, package.labels, plan)
+    configs = _configs(target, package.manifest, package.labels, plan, max_queue)
     for model, config in configs.items():
         write_durably(stage / model / CONFIG, triton_config.render(config).encode())
         if package.labels is not None and not model.endswith(TOKENIZER_SUFFIX):
@@ -351,11 +359,17 @@ def _configs(
     manifest: Manifest,
     labels: tuple[str, ...] | None,
     plan: Plan | None,
+    max_queue: int,
     keep: Manifest | None = None,
 ) -> Mapping[str, Any]:
+    name, version = target.name, target.version
     if target.text:
-        return triton_config.text_configs(target.name, target.version, manifest, labels=labels, keep=keep, plan=plan)
-    return {target.name: triton_config.tensor_config(target.name, target.version, manifest, labels=labels, plan=plan)}
+        configs = triton_config.text_configs(name, version, manifest, labels=labels, keep=keep, plan=plan)
+    else:
+        configs = {name: triton_config.tensor_config(name, version, manifest, labels=labels, plan=plan)}
+    for config in configs.values():
+        triton_config.bound_queue(config, max_queue)
+    return configs
 
 
 def _stage_change(
@@ -365,13 +379,14 @@ def _stage_change(
     manifest: Manifest,
     labels: tuple[str, ...] | None,
     plan: Plan | None,
+    max_queue: int,
 ) -> list[tuple[Path, str]]:
     """Write the configurations that lead from one version to another.
 
     Returns:
         The staged files in the order in which they are moved, each with the model whose ``config.pbtxt`` it becomes.
     """
-    configs = _configs(target, manifest, labels, plan, keep=current.manifest())
+    configs = _configs(target, manifest, labels, plan, max_queue, keep=current.manifest())
     steps = [
         *(
             (part, triton_config.set_versions(configs[part], [current.version, target.version]))

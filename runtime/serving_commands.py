@@ -38,6 +38,13 @@ def publish(
     gate: Annotated[
         Path | None, typer.Option(metavar="GATE.YAML", help="Publish only what passes against production.")
     ] = None,
+    max_queue: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Most requests that wait for a model; more get a 503. 0: no bound. [default: as in production]",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish a package as the next version of a model, atomically, and put it in production.
@@ -52,14 +59,21 @@ def publish(
     from lepto.runtime.repository import publish as publish_package
 
     output = Output(as_json=as_json)
+    bound = "(as in production, else none)" if max_queue is None else max_queue or "none"
     output.settings(
         "publish",
-        {"package": package, "model repository": model_repository, "name": name or "(package's)", "gate": gate},
+        {
+            "package": package,
+            "model repository": model_repository,
+            "name": name or "(package's)",
+            "gate": gate,
+            "max queue": bound,
+        },
     )
     if gate is None:
-        model = publish_package(package, model_repository, name=name)
+        model = publish_package(package, model_repository, name=name, max_queue=max_queue)
     else:
-        model = _gated_publish()(package, model_repository, name, gate, output)
+        model = _gated_publish()(package, model_repository, name, gate, output, max_queue)
     output.print(f"[green]published[/] version {model.version} of {model.name} in {escape(str(model_repository))}")
     output.print(f"[dim]serve it: lepto serve --model-repository {escape(str(model_repository))}[/]")
     output.result(_describe(model))

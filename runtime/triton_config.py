@@ -146,6 +146,24 @@ def owner(config: Any) -> str | None:
     return config.parameters[OWNER].string_value if OWNER in config.parameters else None
 
 
+def bound_queue(config: Any, waiting: int) -> None:
+    """Let Triton refuse, with 503, what comes while so many requests wait; changes the configuration.
+
+    Its price is told in :func:`_schedule`. An ensemble has no queue of its own.
+
+    Args:
+        config: A ``ModelConfig``.
+        waiting: At least 1; 0 leaves the queue without a bound.
+    """
+    if waiting and config.HasField("dynamic_batching"):
+        config.dynamic_batching.default_queue_policy.max_queue_size = waiting
+
+
+def queue_bound(config: Any) -> int:
+    """How many requests may wait; 0 without a bound."""
+    return int(config.dynamic_batching.default_queue_policy.max_queue_size)
+
+
 def render(config: Any) -> str:
     """The text of ``config.pbtxt``."""
     return str(text_format.MessageToString(config))
@@ -241,10 +259,10 @@ def _schedule(config: Any, *, alone: bool = False) -> None:
     # No max_queue_delay_microseconds: requests that come while the model is busy are joined anyway, and a lone request
     # would wait for company in vain, in each step of the ensemble, for about as long as a light model runs.
     #
-    # No default_queue_policy either: with one, of whatever kind, Triton wakes its batcher only if an instance waits for
-    # work at the moment when a request comes, and otherwise looks again after 500 ms. A client that asks again as soon
-    # as it is answered comes before that, and on few CPUs it was answered 20 times a second instead of 200
-    # (dynamic_batch_scheduler.cc of Triton's core, `PayloadSlotAvailable`; measured with 2.51).
+    # No default_queue_policy unless it is asked for (`bound_queue`): with one, of whatever kind, Triton wakes its
+    # batcher only if an instance waits for work at the moment when a request comes, and otherwise looks again after
+    # 500 ms. A client that asks again as soon as it is answered comes before that, and on few CPUs it was answered 20
+    # times a second instead of 200 (scheduler_utils.cc of Triton's core, `support_prefetching_`; measured with 2.51).
     batching = config.dynamic_batching
     batching.SetInParent()
     if alone:

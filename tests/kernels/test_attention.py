@@ -149,5 +149,5 @@ def test_implementations_agree_and_none_stands_in_for_another():
     torch.testing.assert_close(
         attention(*qkv, **options), attention(*qkv, implementation="reference", **options), atol=4e-3, rtol=4e-3
     )
-    with pytest.raises(ValueError, match="implementation must be one of triton, reference, got 'flash'"):
+    with pytest.raises(ValueError, match="implementation must be one of triton, reference, hopper, got 'flash'"):
         attention(*qkv, implementation="flash")

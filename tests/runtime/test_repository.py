@@ -92,6 +92,26 @@ def test_versions_go_up_and_back(tiny_text_package: Path, make_text_package: Mak
     assert [model.name for model in list_models(root)] == ["intents"]
 
 
+def bounds(root: Path, *models: str) -> list[int]:
+    """The bound of each model's queue, from its configuration."""
+    texts = [(root / model / "config.pbtxt").read_text() for model in models]
+    return [triton_config.queue_bound(triton_config.parse(text, source="config")) for text in texts]
+
+
+def test_a_queue_is_bounded_where_it_is_asked_for_and_stays_so(tiny_text_package: Path, tmp_path: Path) -> None:
+    parts = ("intents.tokenizer", "intents.model")
+    publish(tiny_text_package, tmp_path)
+    assert bounds(tmp_path, *parts) == [0, 0]
+    publish(tiny_text_package, tmp_path, max_queue=64)
+    assert bounds(tmp_path, *parts) == [64, 64]
+    assert publish(tiny_text_package, tmp_path).max_queue() == 64  # as in production
+    rollback("intents", tmp_path)
+    assert bounds(tmp_path, *parts) == [64, 64]
+    assert publish(tiny_text_package, tmp_path, max_queue=0).max_queue() == 0
+    assert bounds(tmp_path, *parts) == [0, 0]
+    assert check_serves(tmp_path) == 4
+
+
 def test_rollback_of_a_tensor_model(tiny_tensor_package: Path, tmp_path: Path) -> None:
     publish(tiny_tensor_package, tmp_path)
     publish(tiny_tensor_package, tmp_path)
