@@ -95,7 +95,10 @@ def test_versions_go_up_and_back(tiny_text_package: Path, make_text_package: Mak
 def bounds(root: Path, *models: str) -> list[int]:
     """The bound of each model's queue, from its configuration."""
     texts = [(root / model / "config.pbtxt").read_text() for model in models]
-    return [triton_config.queue_bound(triton_config.parse(text, source="config")) for text in texts]
+    configs = [triton_config.parse(text, source="config") for text in texts]
+    for config in configs:  # one instance alone would let a bounded queue sleep
+        assert config.instance_group[0].count == (2 if triton_config.queue_bound(config) else 1)
+    return [triton_config.queue_bound(config) for config in configs]
 
 
 def test_a_queue_is_bounded_where_it_is_asked_for_and_stays_so(tiny_text_package: Path, tmp_path: Path) -> None:
