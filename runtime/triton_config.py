@@ -263,8 +263,8 @@ def _schedule(config: Any, *, alone: bool = False) -> None:
     #
     # No default_queue_policy unless it is asked for (`bound_queue`): with one, of whatever kind, Triton wakes its
     # batcher only if an instance waits for work at the moment when a request comes, and otherwise looks again after
-    # 500 ms. A client that asks again as soon as it is answered comes before that: 70 answers a second instead of 256 on
-    # two CPUs, p99 505 ms instead of 10 (scheduler_utils.cc of Triton's core, `support_prefetching_`; measured, 2.51).
+    # 500 ms. A client that asks again as soon as it is answered comes before that: 70 answers a second instead of 256
+    # on two CPUs, p99 505 ms instead of 10 (scheduler_utils.cc of Triton's core, `support_prefetching_`; with 2.51).
     batching = config.dynamic_batching
     batching.SetInParent()
     if alone:
