@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -54,19 +57,42 @@ def with_answers(
     logits: npt.NDArray[np.float32] | None,
     text: Text | None,
 ) -> Evidence:
-    """Add what both sides answered, where answers are classes of samples; else leave the evidence as it is."""
-    from dataclasses import replace
+    """Add what both sides answered, where answers are classes of samples or words; else leave the evidence as it is.
 
-    if samples is None or samples.labels.ndim != 1 or samples.labels.dtype == object:
+    Words that lie beyond the maximum length have no answer, and no place in the evidence.
+    """
+    if samples is None or samples.labels.ndim != 1:
         return evidence
-    sides = [None if one is None or one.ndim != 2 else Answers.of(one) for one in (source_logits, logits)]
-    texts = isinstance(samples.inputs, tuple) and text is not None
-    return replace(
+    rows, labels = np.arange(len(samples), dtype=np.int64), samples.labels
+    sides: list[Logits | None] = [source_logits, logits]
+    if labels.dtype == object:
+        rows, labels, sides = _words(samples, [one for one in sides if one is not None and one.ndim == 3])
+    answers = [None if one is None or one.ndim != 2 else Answers.of(one) for one in sides]
+    tokens = None
+    if text is not None and not isinstance(samples.inputs, Mapping):
+        tokens = np.array([len(row) for row in tokenize(samples.inputs, text)], np.int64)[rows]
+    return dataclasses.replace(
         evidence,
         data=samples.digest,
-        rows=np.arange(len(samples), dtype=np.int64),
-        labels=samples.labels.astype(np.int64),
-        source=sides[0],
-        result=sides[1],
-        tokens=np.array([len(row) for row in tokenize(samples.inputs, text)], np.int64) if texts else None,  # type: ignore[arg-type]
+        rows=rows,
+        labels=labels.astype(np.int64),
+        source=answers[0],
+        result=answers[1],
+        tokens=tokens,
     ).thinned()
+
+
+def _words(
+    samples: Samples, sides: list[Logits]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[Logits | None]]:
+    """Words as samples of their own: the row of each, its label, and the ``[W, L]`` logits of both sides."""
+    counts = [len(own) for own in samples.labels]
+    rows = np.repeat(np.arange(len(samples), dtype=np.int64), counts)
+    places = np.concatenate([np.arange(count) for count in counts])
+    labels = np.concatenate(list(samples.labels))
+    found = [one[rows, places] for one in sides]
+    answered = np.ones(len(rows), dtype=bool)
+    for one in found:
+        answered &= one.any(axis=1)
+    kept: list[Logits | None] = [one[answered] for one in found]
+    return rows[answered], labels[answered], kept if len(kept) == 2 else [None, None]

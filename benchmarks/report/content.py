@@ -11,6 +11,7 @@ from lepto.benchmarks.report import charts, charts_quality
 from lepto.benchmarks.report.charts import Figure
 from lepto.benchmarks.report.measured import Explained, Known
 from lepto.benchmarks.report.quality import divergence, length_slices, reliability, roc, slices
+from lepto.runtime.manifest import TOKEN_CLASSIFICATION
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def _quality(known: Known) -> list[Section]:
         charts_quality.roc_figure(evidence.labels, both),
         charts_quality.reliability_figure(evidence.labels, both),
     ]
-    intro = f"{len(evidence.labels):,} labelled samples; the answers are {known.origin}."
+    what = "words" if known.package.manifest.task == TOKEN_CLASSIFICATION else "samples"
+    intro = f"{len(evidence.labels):,} labelled {what}; the answers are {known.origin}."
     found = [Section("Answers", intro, figures=[figure for figure in figures if figure is not None])]
     if evidence.source is None:
         return found
@@ -111,7 +113,7 @@ def _quality(known: Known) -> list[Section]:
         )
     found.append(Section(
         "Answers that changed",
-        f"{known.changed:,} of {len(evidence.labels):,} samples ({known.changed / len(evidence.labels):.1%}) are "
+        f"{known.changed:,} of {len(evidence.labels):,} {what} ({known.changed / len(evidence.labels):.1%}) are "
         f"answered otherwise than by the source.{shown}{how}", flips=known.flips, names=known.names,
     ))  # fmt: skip
     return found

@@ -12,6 +12,7 @@ import numpy as np
 from lepto.benchmarks.attributions import Features, Score, attribute, features_of, score_of, softmax
 from lepto.benchmarks.report.quality import Flip, flips
 from lepto.compiler.data import Samples, load_samples
+from lepto.compiler.words import are_words
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.evidence import Answers, Evidence
 from lepto.runtime.measure import interleave
@@ -28,7 +29,7 @@ class Explained:
 
     Attributes:
         flip: What changed.
-        features: The sample in parts; None where the data is not at hand.
+        features: The sample in parts, of a word its row's words; None where the data is not at hand.
         source: ``[F]`` attributions of the source to its answer; None without the source.
         result: ``[F]`` attributions of the result to its answer.
     """
@@ -94,7 +95,7 @@ def know(package: Package, request: Request, progress: Progress) -> Known:
     evidence, origin = stored, "stored in the package when it was compiled"
     if samples is None or stored.data != samples.digest:
         origin = "not measured: the package stores no answers, and --eval and --source are not both given"
-    if samples is None and stored.judged:
+    if stored.judged and (samples is None or not _classes(samples)):
         origin = "stored in the package when it was compiled"
     source = None
     if request.source is not None:
@@ -133,7 +134,8 @@ def know(package: Package, request: Request, progress: Progress) -> Known:
     if labels is None or evidence.source is None or evidence.result is None or evidence.rows is None:
         return known
     changed = flips(labels, evidence.source, evidence.result, evidence.rows)
-    shown = _explained(changed[: request.most], samples, score, source, threads, progress)
+    same = samples if samples is not None and evidence.data == samples.digest else None
+    shown = _explained(changed[: request.most], same, score, source, threads, progress)
     columns = {}
     if request.slices and request.evaluation is not None:
         values = read_columns(request.evaluation, request.slices)
@@ -253,6 +255,9 @@ def _explained(
     before = None if source is None else _source_score(source, threads)
     found = []
     for done, flip in enumerate(changed, 1):
+        if are_words(samples.inputs):
+            found.append(Explained(flip, Features(tuple(samples.inputs[flip.row]), lambda _masks: [])))
+            continue
         features = features_of(samples, flip.row)
         if features is None or not features.count:
             found.append(Explained(flip))
