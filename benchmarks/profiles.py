@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from lepto.runtime.session import SPINNING
+
 Feed = Mapping[str, npt.NDArray[Any]]
 
 RUNTIME: Final = "(outside of nodes)"
@@ -86,6 +88,7 @@ class _Profiled:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
+        options.add_session_config_entry(*SPINNING)
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
         self.optimized = folder / "optimized.onnx"

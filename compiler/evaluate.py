@@ -34,6 +34,7 @@ from lepto.compiler.verify import (
     runner,
 )
 from lepto.runtime.manifest import FEATURE_EXTRACTION, Metric
+from lepto.runtime.measure import FORM as TIMING_FORM
 from lepto.runtime.measure import interleave
 
 Logits = npt.NDArray[np.float32]
@@ -185,6 +186,7 @@ class Evaluator:
             "candidate": candidate.digest,
             "threads": self.threads,
             "seed": self.seed,
+            "form": TIMING_FORM,
             **self._key(),
         }
         entry, cached = self.cache.get("speed", key, make)

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 
 from lepto.compiler.model import OnnxModel, count_operators
+from lepto.runtime.session import SPINNING
 
 
 def session(model: OnnxModel | bytes, threads: int, *, optimized: Path | None = None) -> onnxruntime.InferenceSession:
@@ -24,6 +25,7 @@ def session(model: OnnxModel | bytes, threads: int, *, optimized: Path | None = 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry(*SPINNING)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     data = model.data if isinstance(model, OnnxModel) else model

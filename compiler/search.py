@@ -58,6 +58,7 @@ from lepto.compiler.training.lesson import Lesson, copies_for, own_answers, prep
 from lepto.compiler.verify import encode, logits_in_batches
 from lepto.compiler.workers import Workers, cluster
 from lepto.runtime.errors import LeptoError
+from lepto.runtime.measure import FORM as TIMING_FORM
 
 Score = Callable[[npt.NDArray[np.float32], Samples], float]
 """From outputs and samples to the task's metric."""
@@ -347,6 +348,7 @@ class Search:
             (stage / "table.json").write_text(json.dumps(dataclasses.asdict(table)))
 
         key = {"sizes": sizes.to_json(), "rows": rows, "threads": self.threads, "machine": self.machine}
+        key["form"] = TIMING_FORM
         entry, _ = self.cache.get("latency-table", {**key, "versions": dict(self.versions)}, make)
         stored = json.loads((entry / "table.json").read_text())
         curves = {
@@ -378,7 +380,7 @@ class Search:
             "seed": self.seed,
             "machine": self.machine,
             "reduce_range": self.reduce_range,
-            "form": COST_FORM,
+            "form": [COST_FORM, TIMING_FORM],
             "versions": dict(self.versions),
         }
         entry = self._timed({"costs": key}, lambda: self.cache.get("costs", key, make)[0])

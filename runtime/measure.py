@@ -11,7 +11,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,13 @@ from numpy.typing import NDArray
 from lepto.runtime.machine import usable_cpus
 
 Runner = Callable[[Any], Any]
+
+FORM = 2
+"""Raised whenever measured times change their meaning: part of the key where they are kept."""
+
+REST_S, WARM_S = 0.02, 0.003
+"""Of a turn. OpenMP's threads, which PyTorch has, were seen to spin for 10 ms after a call; those of Lepto's own sessions
+for 2 ms, see ``lepto.runtime.session.SPINNING``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +70,9 @@ def interleave(
     """Time several runners on the same inputs, interleaved.
 
     A block takes ``per_block`` inputs. Every runner gets the first half of them, in a random order of runners, then
-    every runner the second half in the reverse order (ABBA), so that a drift within the block hits all alike. Each time
-    a runner's turn begins it runs once unmeasured: the caches are still the predecessor's, and the predecessor's
-    threads may still be spinning.
+    every runner the second half in the reverse order (ABBA), so that a drift within the block hits all alike. A turn
+    begins with a rest, in which the predecessor's threads stop spinning, and with unmeasured runs, at least one: the
+    caches are still the predecessor's.
 
     Args:
         runners: Functions of one input, by name.
@@ -137,7 +144,11 @@ def _time(
 ) -> None:
     if not places:
         return
+    sleep(REST_S)
+    warm = perf_counter_ns() + WARM_S * 1e9
     run(feeds[indices[places[0]]])
+    while perf_counter_ns() < warm:
+        run(feeds[indices[places[0]]])
     for place in places:
         seconds[place] = timer(run, feeds[indices[place]])
 

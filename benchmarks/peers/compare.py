@@ -34,7 +34,7 @@ from lepto.runtime.machine import this_machine
 from lepto.runtime.measure import machine_load
 
 _BATCH: Final = 32
-_SETTLE_S: Final = 0.03  # longer than any runtime's threads were seen to spin for
+_SETTLE_S: Final = 0.1  # longer than any runtime's threads were seen to spin for: ONNX Runtime's for 60 ms
 _CHUNK: Final = 250
 
 

@@ -3,7 +3,14 @@ import gc
 import numpy as np
 import pytest
 
+from lepto.runtime import measure
 from lepto.runtime.measure import Load, interleave, machine_load
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "REST_S", 0.0)
+    monkeypatch.setattr(measure, "WARM_S", 0.0)
 
 
 class Log:

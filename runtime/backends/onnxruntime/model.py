@@ -104,6 +104,9 @@ class Settings:
             if group.get("kind") not in ("KIND_CPU", "KIND_MODEL", "KIND_AUTO", None):
                 raise ValueError(f"instance_group kind must be KIND_CPU for this backend, got {group['kind']}")
         options = ort.SessionOptions()
+        # Threads wait in a loop for the next run, by default for some 60 ms: they would keep a core from the server
+        # and from the tokenizer.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "2000")
         optimization = config.get("optimization") or {}
         accelerators = optimization.get("execution_accelerators") or {}
         for where, entries in accelerators.items():
