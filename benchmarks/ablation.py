@@ -89,9 +89,9 @@ def _measure(
     from lepto.runtime.measure import interleave
 
     source = open_source(model)
-    read = {"text_column": text, "label_column": label, "labels": source.labels}
-    samples = load_samples(train, split="train", **read)  # type: ignore[arg-type]
-    evaluation = load_samples(eval_, split="test", **read)  # type: ignore[arg-type]
+    read: dict[str, Any] = {"text_column": text, "label_column": label, "labels": source.labels}
+    samples = load_samples(train, split="train", **read)
+    evaluation = load_samples(eval_, split="test", **read)
     machine = this_machine()
     found = Search(
         root=source, train=samples, dev=evaluation, clean=True, allowed=lambda _: 0.0, score=lambda *_: 0.0,

@@ -256,7 +256,7 @@ def measure(
     read = find_gpu()
     import torch
 
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives it no types
     models = [GpuModel(package, own, stream, graph=graph) for package, own in zip(packages, feeds, strict=True)]
     readings = [read()]
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

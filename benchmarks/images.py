@@ -87,10 +87,10 @@ def fit(classes: int, data: Arrays, *, epochs: int, file: Path) -> None:
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     for _ in range(epochs):
         order = torch.from_numpy(rng.permutation(len(labels)))
-        for rows in order.split(64):  # type: ignore[no-untyped-call]
+        for rows in order.split(64):  # type: ignore[no-untyped-call]  # torch gives it no types
             loss = nn.functional.cross_entropy(model(pixels[rows]), labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
             optimizer.step()
             decay.step()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import importlib
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lepto.compiler.tagged import conll_rows, read_row
+from lepto.compiler.files import READERS, SUFFIXES, Row, file_rows, no_column
+from lepto.compiler.tagged import read_row
 from lepto.compiler.words import Words
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
-_READERS = ".csv, .tsv, .jsonl, .parquet, .conll"
 _HUB_TIMEOUT_S = 5.0
 
 
@@ -102,8 +100,8 @@ def load_samples(
         LeptoError: The data cannot be read, has no rows, lacks a column, or has a label that the model does not know.
     """
     path = Path(reference)
-    if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".conll") or path.exists():
-        rows = list(_file_rows(path, (text_column, label_column)))
+    if path.suffix.lower() in SUFFIXES or path.exists():
+        rows = list(file_rows(path, (text_column, label_column)))
     elif ":" in reference and _is_module(reference):
         made = call_factory(reference, "data")
         if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Mapping):
@@ -122,7 +120,7 @@ def load_samples(
     for where, row in rows:
         for column in needed:
             if column not in row or row[column] is None:
-                _no_column(reference, where, column, row)
+                no_column(reference, where, column, row)
         try:
             if task == TOKEN_CLASSIFICATION:
                 words, own = read_row(row, text_column, label_column, lookup)
@@ -151,15 +149,15 @@ def read_column(reference: str, column: str, *, split: str) -> list[Any]:
         LeptoError: There is no such column.
     """
     path = Path(reference)
-    if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".conll") or path.exists():
-        rows = list(_file_rows(path, (column, column)))
+    if path.suffix.lower() in SUFFIXES or path.exists():
+        rows = list(file_rows(path, (column,)))
     elif ":" in reference and _is_module(reference):
         rows = list(_factory_rows(reference, call_factory(reference, "data")))
     else:
         rows = list(_dataset_rows(reference, split))
     for where, row in rows:
         if column not in row:
-            _no_column(reference, where, column, row)
+            no_column(reference, where, column, row)
     return [row[column] for _, row in rows]
 
 
@@ -210,103 +208,13 @@ def _factory_rows(reference: str, made: Any) -> Iterator[Row]:
         yield f"row {number}", row
 
 
-def _no_column(reference: str, where: str, column: str, row: Mapping[str, Any]) -> None:
-    import difflib
-
-    if column in row:
-        raise LeptoError(f"{reference}, {where}: column {column!r} has no value")
-    near = difflib.get_close_matches(column, [name for name in row if name], n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    have = ", ".join(repr(name) for name in row)
-    raise LeptoError(
-        f"{reference} has no column {column!r}{hint} It has {have}: name it with --text-column or --label-column"
-    )
-
-
-Row = tuple[str, Mapping[str, Any]]
-
-
-def _file_rows(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
-    if not path.exists():
-        raise LeptoError(f"data file {path} does not exist")
-    if not path.is_file():
-        raise LeptoError(f"data file {path} is no file; one of {_READERS} is read")
-    if path.stat().st_size == 0:
-        raise LeptoError(f"{path} is empty: it needs a header line and at least one sample")
-    kind = path.suffix.lower()
-    try:
-        if kind in (".csv", ".tsv"):
-            yield from _delimited(path, "\t" if kind == ".tsv" else ",")
-        elif kind in (".jsonl", ".json"):
-            yield from _json_lines(path)
-        elif kind == ".parquet":
-            yield from _parquet(path, columns)
-        elif kind == ".conll":
-            yield from conll_rows(path, columns)
-        else:
-            raise LeptoError(f"{path}: unknown kind of file {kind or 'without suffix'!r}; read are {_READERS}")
-    except UnicodeDecodeError as error:
-        raise LeptoError(f"{path} is not UTF-8 (byte {error.start:,}): save it as UTF-8") from error
-
-
-def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        try:
-            names = reader.fieldnames or []
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise LeptoError(f"{path}: the header names the column {twice[0]!r} twice")
-            for row in reader:
-                where = f"line {reader.line_num}"
-                if None in row:
-                    raise LeptoError(
-                        f"{path}, {where}: more cells than the header has columns: "
-                        f"quote a text that contains {delimiter!r}"
-                    )
-                yield where, row
-        except csv.Error as error:
-            raise LeptoError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise LeptoError(f"{path}, line {number}: no JSON object on one line: {error.msg}") from error
-            if not isinstance(row, dict):
-                raise LeptoError(f"{path}, line {number}: must be a JSON object, got {type(row).__name__}")
-            yield f"line {number}", row
-
-
-def _parquet(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:  # an installed pyarrow, too, refuses a numpy that is too old for it
-        raise LeptoError(f"{path}: Parquet files need pyarrow, which cannot be used here: {error}") from error
-
-    parquet: Any = pyarrow.parquet  # only some releases are typed
-    try:
-        names = parquet.read_schema(path).names
-        table = parquet.read_table(path, columns=[name for name in names if name in columns] or None)
-    except pyarrow.ArrowInvalid as error:
-        raise LeptoError(f"{path} is no whole Parquet file: {error}") from error
-    others = {name: None for name in names if name not in columns}
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"row {number}", {**row, **others}
-
-
 def _dataset_rows(reference: str, split: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
         raise LeptoError(
             f"{reference!r} is no file here, and data sets need the package datasets, which cannot be used here: "
-            f"{first_line(error)}. Give a {_READERS} file or package.module:factory"
+            f"{first_line(error)}. Give a {READERS} file or package.module:factory"
         ) from error
 
     name, _, config = reference.partition(":")
@@ -318,11 +226,11 @@ def _dataset_rows(reference: str, split: str) -> Iterator[Row]:
         if unreachable:
             raise LeptoError(
                 f"{reference!r} is no file here, and as a data set it is not in the local cache, and the Hugging Face "
-                f"hub cannot be reached ({unreachable}). Give a {_READERS} file or package.module:factory, or go online"
+                f"hub cannot be reached ({unreachable}). Give a {READERS} file or package.module:factory, or go online"
             ) from error
         raise LeptoError(
             f"{reference!r} is no file here and could not be loaded as a data set (split {split!r}): "
-            f"{first_line(error)}. Give a {_READERS} file, a datasets id, or package.module:factory"
+            f"{first_line(error)}. Give a {READERS} file, a datasets id, or package.module:factory"
         ) from error
     features = loaded.features
     for number, row in enumerate(loaded, 1):

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from lepto.compiler.prepare import Prepared
 
 _DEVELOPMENT_SHARE, _DEVELOPMENT_MOST = 0.1, 5_000
-_TRIES = 2
-"""How many students may be judged on the evaluation data, in the order that the search has fixed before."""
+_FINALISTS = 2
+"""How many students come before the evaluation data, once, in the order that the search has fixed before: the first
+that keeps the budget is taken, and nothing is taught or chosen after it. Where a bound is asked for it is one student:
+a level of confidence holds for one look."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def search(
     _show(found, best, console)
     for note in found.notes:
         console.print(f"note: {escape(note)}")
-    for attempt, student in enumerate(found.ranked[:_TRIES], 1):
+    for attempt, student in enumerate(found.ranked[: 1 if recipe.confidence is not None else _FINALISTS], 1):
         judge = dataclasses.replace(evaluator, samples=dev, current=student.source)
         logits, _ = judge.source_logits()
         steered = Budget(judge.metric(logits, "source"), 1.0)  # the search has judged already; nothing is refused here

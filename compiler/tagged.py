@@ -64,7 +64,7 @@ def _shown(values: Sequence[Any]) -> str:
     return repr(text + " …" if len(values) > 8 else text)
 
 
-def conll_rows(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def conll_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Sentences of a file in CoNLL's columns: a word first and its label last in a line, blank lines between sentences.
 
     Raises:
@@ -78,7 +78,7 @@ def conll_rows(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Mapp
             parts = line.split()
             if not parts or parts[0] == "-DOCSTART-":
                 if words:
-                    yield f"line {start}", {columns[0]: words, columns[1]: tags}
+                    yield f"line {start}", {columns[0]: words, columns[-1]: tags}
                 words, tags = [], []
                 continue
             if len(parts) < 2:

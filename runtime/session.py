@@ -23,9 +23,9 @@ _ORT_TYPES = {"float": "float32", "double": "float64"}
 
 
 SPINNING = ("session.intra_op.spin_duration_us", "2000")
-"""A session's threads wait for work in a loop while it runs, and by default for some 60 ms after that: on a machine with
-few cores they keep one from everybody else, the next request's tokenizer among them. After 2 ms they sleep: a run that
-follows at once finds them awake."""
+"""A session's threads wait for work in a loop while it runs, and by default for some 60 ms after that: on a machine
+with few cores they keep one from everybody else, the next request's tokenizer among them. After 2 ms they sleep: a run
+that follows at once finds them awake."""
 
 
 def onnxruntime_session(model: bytes | Path, *, threads: int) -> onnxruntime.InferenceSession:

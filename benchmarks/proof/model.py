@@ -111,11 +111,11 @@ def _train(encoded: Any, targets: np.ndarray[Any, Any], labels: int, epochs: int
             mean = (x * mask[rows]).sum(1) / mask[rows].sum(1)
             loss = nn.functional.cross_entropy(head(mean), right[rows])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
             optimizer.step()
-    weights = {"table": table.weight, "head": head.weight.T, "head_bias": head.bias}
+    weights: dict[str, Any] = {"table": table.weight, "head": head.weight.T, "head_bias": head.bias}
     for i, layer in enumerate(dense):
-        weights |= {f"dense_{i}": layer.weight.T, f"bias_{i}": layer.bias}  # type: ignore[dict-item]
+        weights |= {f"dense_{i}": layer.weight.T, f"bias_{i}": layer.bias}
     return {name: np.ascontiguousarray(value.detach().numpy()) for name, value in weights.items()}
 
 

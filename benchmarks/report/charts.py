@@ -131,7 +131,7 @@ def _standing(one: dict[str, Any], winner: object) -> str:
 
 def _passes_as_candidates(manifest: Manifest) -> Figure | None:
     source = manifest.source
-    points = [
+    points: list[dict[str, Any]] = [
         {"shape": r.pass_, "score": r.metric.value, "p50_ms": r.p50_ms, "bytes": r.bytes, "kept": r.kept}
         for r in manifest.passes
         if r.metric is not None and r.p50_ms
@@ -144,14 +144,12 @@ def _passes_as_candidates(manifest: Manifest) -> Figure | None:
         own = {"shape": "source", "score": source.metric.value, "p50_ms": source.p50_ms, "bytes": source.bytes}
         traces.insert(0, _bubbles("source", [own], SOURCE, 0.7))
         points = [own, *points]
-    layout = _axes("p50 of one sample, ms (log)", (source.metric or manifest.result.metric).name)  # type: ignore[union-attr]
-    layout["xaxis"] |= _log_axis([float(p["p50_ms"]) for p in points])  # type: ignore[arg-type]
-    scores = [float(p["score"]) for p in points]  # type: ignore[arg-type]
+    measured = source.metric or manifest.result.metric
+    layout = _axes("p50 of one sample, ms (log)", measured.name if measured is not None else "metric")
+    layout["xaxis"] |= _log_axis([float(p["p50_ms"]) for p in points])
+    scores = [float(p["score"]) for p in points]
     layout["yaxis"]["range"] = [min(scores) - 0.03, max(scores) + 0.03]
-    rows = [
-        [str(p["shape"]), f"{p['score']:.4f}", f"{p['p50_ms']:.3f}", f"{p['bytes'] / 1e6:.2f}"]  # type: ignore[operator]
-        for p in points
-    ]
+    rows = [[str(p["shape"]), f"{p['score']:.4f}", f"{p['p50_ms']:.3f}", f"{p['bytes'] / 1e6:.2f}"] for p in points]
     return Figure(
         "Candidates", "No search was made: these are the source and what the passes made of it. To the left is faster, "
         "up is better; a bubble's area is the file's size.",

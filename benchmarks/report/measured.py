@@ -12,6 +12,7 @@ import numpy as np
 from lepto.benchmarks.attributions import Features, Score, attribute, features_of, score_of, softmax
 from lepto.benchmarks.report.quality import Flip, flips
 from lepto.compiler.data import Samples, load_samples
+from lepto.compiler.files import file_rows, no_column
 from lepto.compiler.words import are_words
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.evidence import Answers, Evidence
@@ -151,15 +152,13 @@ def read_columns(reference: str, columns: Sequence[str]) -> dict[str, list[str]]
     """
     from pathlib import Path
 
-    from lepto.compiler.data import _file_rows, _no_column
-
     if not Path(reference).is_file():
         raise LeptoError(f"slices are columns of a file, and {reference} is none: leave --slice out")
     found: dict[str, list[str]] = {name: [] for name in columns}
-    for where, row in _file_rows(Path(reference), tuple(columns)):  # type: ignore[arg-type]
+    for where, row in file_rows(Path(reference), columns):
         for name in columns:
             if row.get(name) is None:
-                _no_column(reference, where, name, row)
+                no_column(reference, where, name, row)
             found[name].append(str(row[name]))
     return found
 
