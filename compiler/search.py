@@ -94,7 +94,7 @@ class Found:
         base: The source with its vocabulary trimmed.
         notes: What was decided, and why.
         seconds: What it took, or would have taken without the cache.
-        teaching_s: The part of it in which students were taught.
+        teaching_s: The part of it in which the source answered and students were taught.
     """
 
     ranked: tuple[Student, ...]
@@ -300,6 +300,7 @@ class Search:
                 progress=lambda done, total: self.tell("the source answers", done, total),
             ),
         )
+        self._teaching.append(self._spent[-1])
         return base, lesson, notes
 
     def _asked(self, notes: list[str]) -> tuple[Samples, int]:
