@@ -15,7 +15,7 @@ from lepto.compiler.latency import LatencyTable, fit_to_latency
 from lepto.compiler.source import Source
 from lepto.compiler.training.pool import Pool
 
-_SHARES = (1.0, 0.7, 0.45)
+_SHARES = (1.0, 0.7, 0.57, 0.45)
 """Of what the kept layers cost, what their heads and neurons are cut to."""
 
 _UNIT = 64
@@ -150,7 +150,7 @@ def encoder_shapes(
             table.layer_ms(len(h), len(n), last_row_only=last_row_only and place == len(layers) - 1)
             for place, (h, n) in enumerate(zip(heads, neurons, strict=True))
         )
-        shares = _SHARES[: 3 if keep < half or half <= 2 else 1]
+        shares = _SHARES if keep < half or half <= 2 else _SHARES[:1]
         if strict:
             shares = _SHARES[1:] if keep == sizes.layers else _SHARES[:2]
         for share in shares:
