@@ -172,10 +172,12 @@ def survivors(
     key: Callable[[Cost], float],
     room: int = 0,
 ) -> list[Student]:
-    """Who is taught on: the cheapest that may still reach what the best may reach, less the allowed drop; and the best.
+    """Who is taught on.
 
-    After one round a score says little of what a student can become: where time is left, larger ones that are beaten so
-    far go on as well, the best of them first.
+    In this order, as many as there is room for: the cheapest that is expected to come within the allowed drop of what
+    the best is expected to reach; the cheapest that may yet do so; the best, against whom others are measured. If there
+    are more places, the cheapest of the front take them. After one round a score says little of what a student can
+    become: where time is left, larger ones that are beaten so far go on as well, the best of them first.
 
     Args:
         students: Candidates after a round.
@@ -183,6 +185,9 @@ def survivors(
         rung: The round to come.
         key: What is to be small.
         room: How many there is time for.
+
+    Returns:
+        Ascending by cost; those of the front first.
     """
 
     def expected(student: Student) -> float:
@@ -191,11 +196,11 @@ def survivors(
     best = max(students, key=lambda s: s.score)
     drop = allowed(expected(best))
     bar = expected(best) - (1 + rung.slack) * drop
-    chosen = [s for s in front(students, key) if expected(s) >= bar][: rung.most]
-    if best not in chosen:
-        chosen = [*chosen[: rung.most - 1], best]
+    may = [s for s in front(students, key) if expected(s) >= bar]
+    likely = next(s for s in may if expected(s) >= expected(best) - drop)
+    chosen = list({id(s): s for s in (likely, may[0], best, *may)}.values())[: rung.most]
     others = [s for s in sorted(students, key=lambda s: -s.score) if s not in chosen and expected(s) >= bar]
-    return [*chosen, *others[: max(0, min(room, rung.most) - len(chosen))]]
+    return [*sorted(chosen, key=lambda s: key(s.cost)), *others[: max(0, min(room, rung.most) - len(chosen))]]
 
 
 def within(students: Sequence[Student], latency_ms: float | None, size: int | None) -> tuple[list[Student], str]:

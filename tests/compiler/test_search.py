@@ -102,6 +102,14 @@ def test_survivors_are_the_fastest_that_may_reach_it_and_the_best() -> None:
     assert survivors([best, fast], lambda _: 0.02, only, FASTEST) == [best]
 
 
+def test_with_two_places_the_likely_winner_and_a_bold_one_go_on_and_not_the_best() -> None:
+    bold, likely, best = _student(1, 0.92), _student(2, 0.932), _student(4, 0.935)
+    rung = Rung(1, 2, promise=0.9, slack=0.5, learning_rate=1e-3)
+    assert survivors([best, likely, bold], lambda score: 0.01 * score, rung, FASTEST) == [bold, likely]
+    # If the cheapest is likely itself, the best is what it is measured by.
+    assert survivors([best, likely], lambda score: 0.01 * score, rung, FASTEST) == [likely, best]
+
+
 def test_a_plan_is_cut_in_steps_to_the_time_that_is_left() -> None:
     assert allowed_share(100, 100) == 1.0
     assert allowed_share(100, 99) == 0.7
