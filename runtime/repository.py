@@ -72,7 +72,7 @@ def publish(
         repository: The model repository; made if it does not exist.
         name: The model's name; by default the package's.
         max_queue: How many requests may wait for a model before more are refused; 0 sets no bound, None what is in
-            production, and no bound for a new name.
+            production, and ``triton_config.QUEUE_BOUND`` for a new name.
 
     Raises:
         LeptoError: The package is broken or fails its load test, its interface differs from the version in production,
@@ -89,7 +89,7 @@ def publish(
             _check_interface(package, plan, current)
         version = _next_version(root, name)
         if max_queue is None:
-            max_queue = 0 if current is None else current.max_queue()
+            max_queue = triton_config.QUEUE_BOUND if current is None else current.max_queue()
         with _staging(root) as stage:
             text = manifest.preprocessing is not None
             _stage_version(stage, name, version, package, plan)

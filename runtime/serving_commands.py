@@ -42,7 +42,8 @@ def publish(
         int | None,
         typer.Option(
             min=0,
-            help="Most requests that wait for a model; more get a 503. 0: no bound. [default: as in production]",
+            help="Most requests that wait for a model; more get a 503. 0: no bound, and one instance instead of two. "
+            "[default: as in production, else 128]",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -59,7 +60,7 @@ def publish(
     from lepto.runtime.repository import publish as publish_package
 
     output = Output(as_json=as_json)
-    bound = "(as in production, else none)" if max_queue is None else max_queue or "none"
+    bound = "(as in production, else 128)" if max_queue is None else max_queue or "none"
     output.settings(
         "publish",
         {
