@@ -27,7 +27,7 @@ test: install  ## run the tests: modules on two workers, then what must have the
 	$(BIN)/python -m pytest -m 'alone and not thorough'
 
 test-kernels: install  ## run all tests of the kernels, also those that `make test` leaves out
-	$(BIN)/python -m pytest tests/kernels tests/compiler/test_lepto_attention.py -m 'thorough or not thorough'
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/kernels tests/compiler/test_lepto_attention.py -m 'thorough or not thorough'
 
 lint: install  ## check style and types
 	$(BIN)/ruff check .
