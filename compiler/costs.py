@@ -26,7 +26,7 @@ BATCH = 32
 
 _BLOCKS, _PER_BLOCK = 12, 16
 
-FORM = 2
+FORM = 3
 """Raised whenever the same candidate is fused to other nodes: what was measured before no longer holds."""
 
 

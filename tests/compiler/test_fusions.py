@@ -168,6 +168,32 @@ def test_attention_for_the_one_row_that_is_read_projects_no_other(mask: str) -> 
     assert np.abs(runner(small, 1)(feeds) - exact).max() < 0.05 * np.abs(exact).max()
 
 
+def test_shifts_go_through_attention_for_one_query_into_the_bias_after_it() -> None:
+    """What remains of two shifts and the values' bias is nothing: no sum with a constant stands between the nodes."""
+    proto = attention(scaled="mul").proto()
+    del proto.graph.input[0]
+    proto.graph.input.insert(0, onnx.helper.make_tensor_value_info("i", onnx.TensorProto.FLOAT, ["B", "S", 8]))
+    first = "h0 = MatMul(i, w)  h1 = Add(h0, b)  h2 = Add(h1, i)  x = LayerNormalization <axis = -1> (h2, gamma, beta)"
+    last = (
+        "h3 = MatMul(y, wo)  h4 = Add(h3, bo)  h5 = Add(h4, x)  h6 = LayerNormalization <axis = -1> (h5, gamma, beta)"
+        "  h7 = Gather <axis = 1> (h6, first)  z = Gemm <transB = 1> (h7, wc, bc)"
+    )
+    weights = NORM_WEIGHTS | {"wo": (8, 8), "bo": (8,), "wc": (3, 8), "bc": (3,), "first": np.array(0)}
+    before = build("(float[B,S,8] i) => (float[B,S,8] x)", first, **weights).proto()
+    after = build("(float[B,S,8] y, float[B,S,8] x) => (float[B,3] z)", last).proto()
+    for node in reversed(before.graph.node):
+        proto.graph.node.insert(0, node)
+    proto.graph.node.extend(after.graph.node)
+    proto.graph.initializer.extend(before.graph.initializer)
+    del proto.graph.output[:]
+    proto.graph.output.extend(after.graph.output)
+    del proto.graph.value_info[:]
+    model = OnnxModel.from_proto(onnx.shape_inference.infer_shapes(proto))
+    # A bias for each product: the first, the query's and the one after attention. The mask is no sum any more.
+    fused = check(model, {"i": X3, "attention_mask": MASK}, FusedMatMul=4, Add=3, Where=1, Mul=0, Gemm=1)
+    assert fused.operators()["SkipSimplifiedLayerNormalization"] == 2
+
+
 def test_self_attention_without_a_mask() -> None:
     check(attention(mask=""), {"x": X3}, Attention=1, Softmax=0)
 

@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from lepto.compiler.passes.fusions import graph as g
 
-_HIDDEN = 1e4
-"""Taken from the score of a key that is padding; what ``com.microsoft::Attention`` takes by default."""
+_HIDDEN = -1e4
+"""The score of a key that is padding: its probability is 0 beside any other."""
 
 
 def attend_one_row(model: ir.Model) -> int:
@@ -58,9 +58,15 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
     def const(name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ir.Value:
         return g.add_initializer(graph, f"{stem}.{name}", array)
 
-    def add(op: str, *inputs: ir.Value, domain: str = "", **attributes: int | list[int]) -> ir.Value:
+    def add(
+        op: str,
+        *inputs: ir.Value,
+        domain: str = "",
+        kind: ir.DataType = ir.DataType.FLOAT,
+        **attributes: int | list[int],
+    ) -> ir.Value:
         value = g.insert(graph, reader, op, inputs, domain=domain, attributes=dict(attributes))
-        value.type = ir.TensorType(ir.DataType.FLOAT)
+        value.type = ir.TensorType(kind)
         return value
 
     def product(left: ir.Value, right: ir.Value, *, across: int = 0) -> ir.Value:
@@ -73,10 +79,10 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
     probe = add("Transpose", product(by_head, const("key.weight", keys)), perm=[1, 0, 2])  # [B, H, K]
     scores = product(probe, x, across=1)  # [B, H, S]
     if mask is not None:
-        attended = add("Cast", mask, to=ir.DataType.FLOAT.value)
-        below = add("Sub", attended, const("one", np.array(1, np.float32)))
-        hidden = add("Mul", below, const("hidden", np.array(_HIDDEN, np.float32)))
-        scores = add("Add", scores, add("Unsqueeze", hidden, const("axis", np.array([1]))))
+        whether = ir.DataType.BOOL
+        attended = add("Cast", mask, kind=whether, to=whether.value)
+        attended = add("Unsqueeze", attended, const("axis", np.array([1])), kind=whether)
+        scores = add("Where", attended, scores, const("hidden", np.array(_HIDDEN, np.float32)))
     seen = product(add("Softmax", scores, axis=-1), x)  # [B, H, K]
     values = np.ascontiguousarray(wv.reshape(width, heads, size).transpose(1, 0, 2))
     context = product(add("Transpose", seen, perm=[1, 0, 2]), const("value.weight", values))  # [H, B, D]

@@ -2,8 +2,10 @@
 
 A normalization ends in ``n + beta``. Whatever reads it linearly can take beta at compile time: ``(n + beta) W + b`` is
 ``n W + (b + beta W)``, a residual that is centred adds ``C beta`` to the bias beside it (C as in
-:mod:`lepto.compiler.passes.fusions.normalization`), and a selection of rows changes nothing. One element-wise node over
-all positions is saved for every normalization. Sums are taken in float64 and rounded once.
+:mod:`lepto.compiler.passes.fusions.normalization`), and a selection of rows changes nothing. In attention for one query
+(:mod:`lepto.compiler.passes.fusions.one_row`) beta adds the same to all scores, which falls out of the softmax, and
+``beta V`` to the bias of the values; that bias in turn moves on into the projection after it. One element-wise node
+over all positions is saved for every normalization. Sums are taken in float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import onnx_ir as ir
 
 from lepto.compiler.passes.fusions import graph as g
 from lepto.compiler.passes.fusions.normalization import centre
+
+_NORMALIZATIONS = ("SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization")
 
 Array = npt.NDArray[np.generic]
 Action = Callable[[], object]
@@ -49,11 +53,17 @@ def _shift(add: ir.Node) -> tuple[ir.Value, Array] | None:
             and beta is not None
             and beta.ndim == 1
             and node is not None
-            and node.op_type in ("SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization")
+            and (node.op_type in _NORMALIZATIONS or _joins(node, len(beta)))
             and g.only_user(value) is add
         ):
             return value, beta
     return None
+
+
+def _joins(node: ir.Node, width: int) -> bool:
+    """Whether a node puts heads side by side, to so many values."""
+    target = g.constant(node.inputs[1]) if node.op_type == "Reshape" and node.domain == "" else None
+    return target is not None and target.size > 0 and int(target.reshape(-1)[-1]) == width
 
 
 def _absorb(graph: ir.Graph, value: ir.Value, beta: Array) -> list[Action] | None:
@@ -81,6 +91,10 @@ def _reader(graph: ir.Graph, node: ir.Node, value: ir.Value, beta: Array, reader
         if weight is None or bias is None:
             return None
         return [lambda: _add_to(graph, node, 2, _times(beta, weight))]
+    if node.op_type == "Gemm" and node.domain == "" and node.inputs[0] is value:
+        return _gemm(graph, node, beta)
+    if node.op_type == "FusedMatMul" and node.domain == g.MICROSOFT and node.inputs[1] is value:
+        return _one_query(graph, node, beta)
     if node.op_type == "ReduceMean":  # only as part of a centring, which the subtraction below takes care of
         subtraction = g.only_user(node.outputs[0])
         fits = subtraction in readers and subtraction is not None and _is_centring(subtraction, value)
@@ -102,6 +116,49 @@ def _product(graph: ir.Graph, node: ir.Node, beta: Array) -> list[Action] | None
     return [
         lambda: _mark(node.outputs[0]),
         lambda: _add_to(graph, reader, place, _times(beta, weight)),
+    ]
+
+
+def _gemm(graph: ir.Graph, node: ir.Node, beta: Array) -> list[Action] | None:
+    """``Gemm`` with constant weights and bias, as exporters write a linear layer of rows."""
+    weight, bias = g.constant(node.inputs[1]), g.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    plain = all(
+        attribute.as_float() == 1.0 if name in ("alpha", "beta") else name == "transB" or attribute.as_int() == 0
+        for name, attribute in node.attributes.items()
+    )
+    if weight is None or bias is None or bias.ndim != 1 or not plain:
+        return None
+    across = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+    return [lambda: _add_to(graph, node, 2, _times(beta, weight.T if across else weight))]
+
+
+def _one_query(graph: ir.Graph, node: ir.Node, beta: Array) -> list[Action] | None:
+    """The two products of attention for one query that read all positions."""
+    across = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+    if across:  # scores: a number more for every key, the same for all
+        reader = g.only_user(node.outputs[0])
+        if reader is not None and reader.op_type == "Where" and reader.inputs[1] is node.outputs[0]:
+            reader = g.only_user(reader.outputs[0])  # keys that are padding keep their own score
+        return [lambda: _mark(node.outputs[0])] if reader is not None and reader.op_type == "Softmax" else None
+    if g.producer(node.inputs[0], "Softmax") is None:
+        return None
+    steps = []  # the context of each head, the product with its values, the heads joined, the bias
+    for op_type in ("Transpose", "FusedMatMul", "Transpose", "Reshape", "Add"):
+        reader = g.only_user(steps[-1].outputs[0] if steps else node.outputs[0])
+        if reader is None or reader.op_type != op_type:
+            return None
+        steps.append(reader)
+    weight = g.constant(steps[1].inputs[1])  # [H, K, D]
+    place = next((i for i, read in enumerate(steps[4].inputs) if g.constant(read) is not None), None)
+    if weight is None or weight.ndim != 3 or place is None:
+        return None
+    more = np.einsum("k,hkd->hd", beta.astype(np.float64), weight.astype(np.float64)).reshape(-1)
+    bias = g.constant(steps[4].inputs[place])
+    if bias is None or bias.shape != more.shape:
+        return None
+    return [
+        lambda: [_mark(step.outputs[0]) for step in (node, *steps[:4])],
+        lambda: _add_to(graph, steps[4], place, more),
     ]
 
 
