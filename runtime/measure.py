@@ -24,7 +24,7 @@ Runner = Callable[[Any], Any]
 FORM = 2
 """Raised whenever measured times change their meaning: part of the key where they are kept."""
 
-REST_S, WARM_S = 0.02, 0.003
+REST_S, WARM_S = 0.012, 0.003
 """Of a turn. OpenMP's threads, which PyTorch has, were seen to spin for 10 ms after a call; those of Lepto's own
 sessions spin for 2 ms, see ``lepto.runtime.session.SPINNING``."""
 

@@ -7,12 +7,6 @@ from lepto.runtime import measure
 from lepto.runtime.measure import Load, interleave, machine_load
 
 
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "REST_S", 0.0)
-    monkeypatch.setattr(measure, "WARM_S", 0.0)
-
-
 class Log:
     """Runners that write down who ran what."""
 
@@ -144,3 +138,15 @@ def test_load():
     assert load.average_1min is None or load.average_1min >= 0
     assert Load(3.0, 4).per_cpu == 0.75
     assert Load(None, 4).per_cpu is None
+
+
+def test_a_turn_begins_with_a_rest_and_unmeasured_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(measure, "REST_S", 0.5)
+    monkeypatch.setattr(measure, "WARM_S", 0.01)
+    monkeypatch.setattr(measure, "sleep", rests.append)
+    log = Log("a", "b")
+    run(log, blocks=1, per_block=2)
+    assert rests == [0.5] * 4  # two turns of each
+    assert len(measured(log.calls)) == 4
+    assert len(log.calls) > 100  # they do nothing, and filled 10 ms four times
