@@ -15,7 +15,7 @@ from lepto.compiler.latency import LatencyTable, fit_to_latency
 from lepto.compiler.source import Source
 from lepto.compiler.training.pool import Pool
 
-_SHARES = (1.0, 0.7, 0.57, 0.45)
+_SHARES: tuple[float, ...] = (1.0, 0.7, 0.57, 0.45)
 """Of what the kept layers cost, what their heads and neurons are cut to."""
 
 _UNIT = 64

@@ -254,7 +254,7 @@ def _explained(
     before = None if source is None else _source_score(source, threads)
     found = []
     for done, flip in enumerate(changed, 1):
-        if are_words(samples.inputs):
+        if not isinstance(samples.inputs, Mapping) and are_words(samples.inputs):
             found.append(Explained(flip, Features(tuple(samples.inputs[flip.row]), lambda _masks: [])))
             continue
         features = features_of(samples, flip.row)

@@ -142,7 +142,7 @@ def _one_query(graph: ir.Graph, node: ir.Node, beta: Array) -> list[Action] | No
         return [lambda: _mark(node.outputs[0])] if reader is not None and reader.op_type == "Softmax" else None
     if g.producer(node.inputs[0], "Softmax") is None:
         return None
-    steps = []  # the context of each head, the product with its values, the heads joined, the bias
+    steps: list[ir.Node] = []  # the context of each head, the product with its values, the heads joined, the bias
     for op_type in ("Transpose", "FusedMatMul", "Transpose", "Reshape", "Add"):
         reader = g.only_user(steps[-1].outputs[0] if steps else node.outputs[0])
         if reader is None or reader.op_type != op_type:
@@ -156,10 +156,13 @@ def _one_query(graph: ir.Graph, node: ir.Node, beta: Array) -> list[Action] | No
     bias = g.constant(steps[4].inputs[place])
     if bias is None or bias.shape != more.shape:
         return None
-    return [
-        lambda: [_mark(step.outputs[0]) for step in (node, *steps[:4])],
-        lambda: _add_to(graph, steps[4], place, more),
-    ]
+
+    def take() -> None:
+        for step in (node, *steps[:4]):
+            _mark(step.outputs[0])
+        _add_to(graph, steps[4], place, more)
+
+    return [take]
 
 
 def _is_centring(node: ir.Node, value: ir.Value) -> bool:
