@@ -83,9 +83,9 @@ def attention_decode(
         raise ValueError(
             f"a float8_e4m3fn cache needs sm_89 or later, the architecture is {name}: use int8 or float8_e5m2"
         )
-    config = choose_decode(name, head_dim)
     group = heads // kv_heads
     block_m = max(16, triton.next_power_of_2(group * queries))
+    config = choose_decode(name, head_dim, block_m)
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     splits = splits or _splits(q, batch * kv_heads, triton.cdiv(capacity, config.block_n))
     partial = torch.empty((batch, kv_heads, splits, block_m, head_dim), dtype=torch.float32, device=q.device)

@@ -47,8 +47,11 @@ class Architecture:
         long: For more than 64 query rows.
         short: For at most 64 query rows: a larger block would compute rows that do not exist.
         rich: With a bias, ALiBi or a soft cap, at any length: their addresses and scores want registers of their own.
-        decode: For a cache: few rows, bound by the memory that the cache is read from. ``block_m`` is the least.
+        decode: For a cache and at most 16 rows, bound by the memory that the cache is read from. ``block_m`` is the
+            least, here and in ``decode_many``.
+        decode_many: For a cache and more rows, whose sums want registers.
         copy: For `pack` and `unpack`.
+        plugin: For a TensorRT plugin, in place of entries of ``long`` that want more than its 48 KiB at any depth.
         specialized: For the warp-specialized kernel of `hopper`, and nothing else; empty where there is none.
     """
 
@@ -58,15 +61,23 @@ class Architecture:
     short: dict[int, Launch]
     rich: dict[int, Launch]
     decode: dict[int, Launch]
+    decode_many: dict[int, Launch]
     copy: Copy
+    plugin: dict[int, Launch] = field(default_factory=dict)
     specialized: dict[int, Launch] = field(default_factory=dict)
 
 
 _DECODE = {
-    32: Launch(16, 128, 4, 3),
+    32: Launch(16, 128, 4, 2),  # a third stage spills with an int8 cache on sm_86 to 89
     64: Launch(16, 128, 4, 3),
     128: Launch(16, 64, 4, 3),
     256: Launch(16, 32, 4, 2),
+}
+_DECODE_MANY = {  # with mma.sync: 64 rows want eight warps, or fewer keys at a time
+    32: Launch(32, 64, 4, 3),
+    64: Launch(32, 64, 4, 3),
+    128: Launch(32, 64, 8, 3),
+    256: Launch(32, 32, 8, 2),
 }
 _COPY = Copy(16, 256, 4)
 _AMPERE_LARGE = Architecture(  # A100, Jetson Orin: room for a deep pipeline
@@ -82,6 +93,7 @@ _AMPERE_LARGE = Architecture(  # A100, Jetson Orin: room for a deep pipeline
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 2), 128: Launch(64, 32, 4, 3), 256: Launch(64, 32, 8, 2)},
     rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(32, 32, 8, 2)},
     decode=_DECODE,
+    decode_many=_DECODE_MANY,
     copy=_COPY,
 )
 _AMPERE_SMALL = Architecture(  # A10, RTX 30, L4, RTX 40
@@ -96,6 +108,7 @@ _AMPERE_SMALL = Architecture(  # A10, RTX 30, L4, RTX 40
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 2), 128: Launch(64, 32, 4, 3), 256: Launch(64, 32, 8, 2)},
     rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(32, 32, 8, 2)},
     decode=_DECODE,
+    decode_many=_DECODE_MANY,
     copy=_COPY,
 )
 _HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
@@ -110,6 +123,7 @@ _HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 4, 2)},
     rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 3)},
     decode=_DECODE,
+    decode_many=_DECODE,
     copy=_COPY,
     specialized={  # four warps, or Triton specializes none
         32: Launch(128, 64, 4, 2),
@@ -130,7 +144,9 @@ _BLACKWELL = Architecture(
     short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 8, 2)},
     rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 2)},
     decode=_DECODE,
+    decode_many=_DECODE,
     copy=_COPY,
+    plugin={128: Launch(128, 32, 8, 1)},  # 64 keys want 52 KiB at one stage
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -171,7 +187,9 @@ def padded_head_dim(head_dim: int, *, int8: bool = False) -> int:
     return max(32 if int8 else 16, 1 << (head_dim - 1).bit_length())
 
 
-def choose(name: str, head_dim: int, rows: int, *, float32: bool = False, rich: bool = False) -> Launch:
+def choose(
+    name: str, head_dim: int, rows: int, *, float32: bool = False, rich: bool = False, plugin: bool = False
+) -> Launch:
     """The launch for an architecture, a head_dim and the largest number of query rows in a sequence.
 
     Args:
@@ -180,18 +198,29 @@ def choose(name: str, head_dim: int, rows: int, *, float32: bool = False, rich: 
         rows: Query rows of the longest sequence.
         float32: The tensors are float32.
         rich: There is a bias, ALiBi or a soft cap.
+        plugin: It is launched by TensorRT.
     """
     if name == "interpreter":
         return INTERPRETER
     entry = architecture(name)
     if float32:
         return FLOAT32
-    return _of(entry.rich if rich else entry.short if rows <= 64 else entry.long, head_dim)
+    long = entry.long | entry.plugin if plugin else entry.long
+    return _of(entry.rich if rich else entry.short if rows <= 64 else long, head_dim)
 
 
-def choose_decode(name: str, head_dim: int) -> Launch:
-    """The launch of decode."""
-    return INTERPRETER if name == "interpreter" else _of(architecture(name).decode, head_dim)
+def choose_decode(name: str, head_dim: int, rows: int) -> Launch:
+    """The launch of decode.
+
+    Args:
+        name: As `choose` has it.
+        head_dim: D.
+        rows: Query rows of one program.
+    """
+    if name == "interpreter":
+        return INTERPRETER
+    entry = architecture(name)
+    return _of(entry.decode if rows <= 16 else entry.decode_many, head_dim)
 
 
 def choose_specialized(name: str, head_dim: int) -> Launch:

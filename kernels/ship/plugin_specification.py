@@ -48,7 +48,7 @@ class PluginSpecification:
     def launch(self) -> Launch:
         """From the table of the architecture."""
         rich = bool(_MASKS[self.mask]) or self.softcap > 0
-        return choose(self.architecture, self.head_dim, 64 if self.short else 65, rich=rich)
+        return choose(self.architecture, self.head_dim, 64 if self.short else 65, rich=rich, plugin=True)
 
     @property
     def name(self) -> str:

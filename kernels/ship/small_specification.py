@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lepto.kernels.attention.tables import choose_copy, choose_decode, padded_head_dim
+from lepto.kernels.attention.tables import Launch, choose_copy, choose_decode, padded_head_dim
 
 DECODE, JOIN, PACK, UNPACK, QUANTIZE = "attention_decode", "decode_join", "pack", "unpack", "quantize"
 KERNELS = (DECODE, JOIN, PACK, UNPACK, QUANTIZE)
@@ -72,11 +72,14 @@ class SmallSpecification:
         }[self.kernel]
 
     @property
+    def _decode(self) -> Launch:
+        return choose_decode(self.architecture, self.head_dim, self.rows)
+
+    @property
     def warps_and_stages(self) -> tuple[int, int]:
         """As the wrapper launches it."""
         if self.kernel == DECODE:
-            launch = choose_decode(self.architecture, self.head_dim)
-            return launch.num_warps, launch.num_stages
+            return self._decode.num_warps, self._decode.num_stages
         if self.kernel in (PACK, UNPACK):
             return choose_copy(self.architecture).num_warps, 1
         return 4, 3  # Triton's own defaults
@@ -90,7 +93,7 @@ class SmallSpecification:
             DECODE: {
                 "HEAD_DIM": self.head_dim,
                 "BLOCK_M": self.rows,
-                "BLOCK_N": choose_decode(self.architecture, self.head_dim).block_n if self.kernel == DECODE else 0,
+                "BLOCK_N": self._decode.block_n if self.kernel == DECODE else 0,
                 "BLOCK_D": padded,
                 "PAGED": self.paged,
                 "SCALED": bool(self.cache),
