@@ -259,7 +259,8 @@ def measure(
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives it no types
     models = [GpuModel(package, own, stream, graph=graph) for package, own in zip(packages, feeds, strict=True)]
     readings = [read()]
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    event: Any = torch.cuda.Event  # torch gives it no types
+    first, last = event(enable_timing=True), event(enable_timing=True)
     prepared: dict[str, Any] = {}
 
     def runner(number: int) -> Runner:

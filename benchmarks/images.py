@@ -53,7 +53,8 @@ class ResNet(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """From ``[B, 1, H, W]`` to logits ``[B, classes]``."""
-        return self.head(self.blocks(self.stem(pixels)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        logits: torch.Tensor = self.head(self.blocks(self.stem(pixels)).mean(dim=(2, 3)))
+        return logits
 
 
 def digits(split: str) -> Arrays:

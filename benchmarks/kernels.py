@@ -133,7 +133,7 @@ def padded_contenders(
 
 def _flash_attn() -> Any:
     try:
-        import flash_attn  # type: ignore[import-not-found,unused-ignore]
+        import flash_attn  # type: ignore[import-not-found,unused-ignore]  # optional
     except ImportError:
         return None
     return flash_attn

@@ -181,7 +181,7 @@ def _result(scenario: str, found: _Found) -> Result:
 class _Run:
     def __init__(self, target: Target, seconds: float, seed: int, workers: int) -> None:
         try:
-            import mlperf_loadgen  # type: ignore[import-untyped,unused-ignore]
+            import mlperf_loadgen  # type: ignore[import-untyped,unused-ignore]  # optional, untyped
         except ImportError as error:
             raise LeptoError(
                 f"--scenario needs MLCommons' load generator, which cannot be used here ({error}): "

@@ -101,7 +101,7 @@ def change_points(values: Sequence[float]) -> list[int]:
     if len(series) < 2 * LEAST_BETWEEN_CHANGES or not np.isfinite(series).all():
         return []
     try:
-        import ruptures  # type: ignore[import-untyped,unused-ignore]
+        import ruptures  # type: ignore[import-untyped,unused-ignore]  # optional, untyped
     except ImportError as error:
         raise LeptoError(f"change points need ruptures ({error}): pip install 'lepto[bench]'") from error
     steps = np.diff(series)

@@ -193,7 +193,7 @@ def survivors(
     def expected(student: Student) -> float:
         return 1 - rung.promise * (1 - student.score)
 
-    best = max(students, key=lambda s: s.score)
+    best = max(students, key=lambda s: (s.score, -key(s.cost)))  # of equals the cheapest
     drop = allowed(expected(best))
     bar = expected(best) - (1 + rung.slack) * drop
     may = [s for s in front(students, key) if expected(s) >= bar]

@@ -255,6 +255,7 @@ def _explained(
     found = []
     for done, flip in enumerate(changed, 1):
         if not isinstance(samples.inputs, Mapping) and are_words(samples.inputs):
+            # The row is shown; a word's answer is not attributed to its parts, so that none is ever left out.
             found.append(Explained(flip, Features(tuple(samples.inputs[flip.row]), lambda _masks: [])))
             continue
         features = features_of(samples, flip.row)

@@ -109,7 +109,8 @@ def roc(labels: Ints, scores: npt.NDArray[Any]) -> Curve:
     hits = np.cumsum(truth[order])[ends]
     tpr = np.concatenate([[0.0], hits / positives])
     fpr = np.concatenate([[0.0], (ends + 1 - hits) / negatives])
-    auc = float(np.trapezoid(tpr, fpr) if hasattr(np, "trapezoid") else np.trapz(tpr, fpr))  # noqa: NPY201
+    area = getattr(np, "trapezoid", None) or np.trapz  # noqa: NPY201 - numpy below 2 has no other
+    auc = float(area(tpr, fpr))
     keep = _thin(fpr, tpr)
     return Curve(fpr[keep], tpr[keep], auc, what)
 
