@@ -27,16 +27,17 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lepto.runtime.errors import LeptoError
-from lepto.runtime.evidence import Evidence
 from lepto.runtime.manifest import Manifest, Tensor
 from lepto.runtime.onnxfile import check_single_file
 from lepto.runtime.staging import replace_folder, staged_folder, sync_folder, write_durably
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lepto.runtime.evidence import Evidence
 
 MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD, EVIDENCE = (
     "manifest.json",
@@ -54,7 +55,8 @@ ALLOWED_FILES = frozenset({MANIFEST, MODEL, TOKENIZER, LABELS, PROBE, CARD, EVID
 
 _MAX_MANIFEST_BYTES = 64 * 2**20
 
-Arrays = dict[str, NDArray[Any]]
+# NumPy is imported where arrays are made or read: half of what importing this module would cost.
+Arrays: TypeAlias = "dict[str, NDArray[Any]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class Package:
         """
         if EVIDENCE not in self.manifest.files:
             return None
+        from lepto.runtime.evidence import Evidence
+
         arrays = _arrays(self.path / EVIDENCE)
         try:
             return Evidence.from_arrays(arrays)
@@ -225,7 +229,7 @@ def check_tensors(pairs: Mapping[str, tuple[Tensor, NDArray[Any]]]) -> None:
     """
     axes: dict[str, tuple[int, str]] = {}
     for name, (tensor, array) in pairs.items():
-        if array.dtype != np.dtype(tensor.dtype):
+        if array.dtype != tensor.dtype:
             raise ValueError(f"{name} must be {tensor.dtype}, got {array.dtype}")
         if array.ndim != len(tensor.shape):
             raise ValueError(f"{name} must have {len(tensor.shape)} dimensions {_show(tensor)}, got {array.shape}")
@@ -323,6 +327,8 @@ def _check_destination(folder: Path, *, force: bool) -> None:
 
 def write_probe(path: Path, probe: Mapping[str, NDArray[Any]]) -> None:
     """Write a probe; equal arrays give equal bytes."""
+    import numpy as np
+
     arrays: dict[str, Any] = {name: np.ascontiguousarray(probe[name]) for name in sorted(probe)}
     buffer = io.BytesIO()  # a zip file that meets a full disk complains again when it is collected
     np.savez_compressed(buffer, **arrays)
@@ -330,6 +336,8 @@ def write_probe(path: Path, probe: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _arrays(path: Path) -> Arrays:
+    import numpy as np
+
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}

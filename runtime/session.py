@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Tensor
 from lepto.runtime.onnxfile import check_single_file
@@ -16,6 +13,7 @@ from lepto.runtime.package import Package, check_tensors, open_package
 
 if TYPE_CHECKING:
     import onnxruntime
+    from numpy.typing import NDArray
 
 _ERRORS_ONLY = 3
 # ONNX Runtime's names of element types where they are not NumPy's.
@@ -114,6 +112,8 @@ class Session:
         return dict(zip(self._output_names, values, strict=True))
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        import numpy as np
+
         tensors = {tensor.name: tensor for tensor in self.inputs}
         if inputs.keys() != tensors.keys():
             missing, unknown = sorted(tensors.keys() - inputs.keys()), sorted(inputs.keys() - tensors.keys())

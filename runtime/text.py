@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import TEXT_CLASSIFICATION, Preprocessing
 from lepto.runtime.package import Package, open_package
@@ -17,6 +14,8 @@ from lepto.runtime.session import Session
 from lepto.runtime.words import first_tokens, split_words
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from tokenizers import Encoding
 
 
@@ -112,6 +111,8 @@ class TextEncoder:
         return self._arrays(encodings), first
 
     def _arrays(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
+        import numpy as np
+
         columns = {
             "input_ids": [encoding.ids for encoding in encodings],
             "attention_mask": [encoding.attention_mask for encoding in encodings],
@@ -183,7 +184,7 @@ class TextClassifier:
         if not 1 <= top <= len(self.labels):
             raise ValueError(f"top must be in [1, {len(self.labels)}], the number of labels, got {top}")
         scores = self.scores(texts, batch_size=batch_size)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+        order = (-scores).argsort(axis=1, kind="stable")[:, :top]
         return [
             [Prediction(label=self.labels[i], score=float(row[i]), index=int(i)) for i in best]
             for row, best in zip(scores, order, strict=True)
@@ -207,6 +208,8 @@ class TextClassifier:
         _check_texts(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        import numpy as np
+
         scores = np.empty((len(texts), len(self.labels)), dtype=np.float32)
         for start in range(0, len(texts), batch_size):
             inputs = self.encoder.encode(texts[start : start + batch_size])
