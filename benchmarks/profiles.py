@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from lepto.runtime.session import SPINNING
+from lepto.runtime.session import session_options
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -85,10 +85,7 @@ class _Profiled:
     def __init__(self, model: Path, threads: int, folder: Path) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4
-        options.add_session_config_entry(*SPINNING)
+        options = session_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
         self.optimized = folder / "optimized.onnx"

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 
 from lepto.compiler.model import OnnxModel, count_operators
-from lepto.runtime.session import SPINNING
+from lepto.runtime.session import session_options
 
 
 def session(model: OnnxModel | bytes, threads: int, *, optimized: Path | None = None) -> onnxruntime.InferenceSession:
@@ -21,11 +21,7 @@ def session(model: OnnxModel | bytes, threads: int, *, optimized: Path | None = 
         threads: Intra-op threads.
         optimized: Where ONNX Runtime writes the graph that it really runs, for inspection.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry(*SPINNING)
+    options = session_options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     data = model.data if isinstance(model, OnnxModel) else model

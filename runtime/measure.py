@@ -26,7 +26,7 @@ FORM = 2
 
 REST_S, WARM_S = 0.012, 0.003
 """Of a turn. OpenMP's threads, which PyTorch has, were seen to spin for 10 ms after a call; those of Lepto's own
-sessions spin for 2 ms, see ``lepto.runtime.session.SPINNING``."""
+sessions spin for 2 ms, see :func:`lepto.runtime.session.session_options`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,23 +15,37 @@ if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
 
-_ERRORS_ONLY = 3
+# What goes wrong is an exception; ONNX Runtime would write it to the terminal, too.
+_FATAL_ONLY = 4
 # ONNX Runtime's names of element types where they are not NumPy's.
 _ORT_TYPES = {"float": "float32", "double": "float64"}
 
 
-SPINNING = ("session.intra_op.spin_duration_us", "2000")
-"""A session's threads wait for work in a loop while it runs, and by default for some 60 ms after that: on a machine
-with few cores they keep one from everybody else, the next request's tokenizer among them. After 2 ms they sleep: a run
-that follows at once finds them awake."""
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """The options of every session of Lepto, so that all measure and run the same thing.
+
+    Args:
+        threads: Intra-op threads; inter-op stays 1, since requests and not branches fill the cores.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    # A session's threads wait for work in a loop while it runs, and by default for some 60 ms after that: on a machine
+    # with few cores they keep one from everybody else, the next request's tokenizer among them. After 2 ms they sleep:
+    # a run that follows at once finds them awake.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "2000")
+    return options
 
 
 def onnxruntime_session(model: bytes | Path, *, threads: int) -> onnxruntime.InferenceSession:
-    """Load a model for the CPU the way every part of Lepto does, so that all measure and run the same thing.
+    """Load a model for the CPU with :func:`session_options`.
 
     Args:
         model: The ONNX model, its bytes or its file.
-        threads: Intra-op threads; inter-op stays 1, since requests and not branches fill the cores.
+        threads: See :func:`session_options`.
 
     Raises:
         ValueError: ``threads`` is below 1.
@@ -41,11 +55,7 @@ def onnxruntime_session(model: bytes | Path, *, threads: int) -> onnxruntime.Inf
         raise ValueError(f"threads must be at least 1, got {threads}")
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry(*SPINNING)
+    options = session_options(threads)
     source = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
