@@ -153,7 +153,7 @@ def _row(found: dict[str, Any]) -> list[str]:
     return [
         f"{found['source']['value']:.2%}",
         f"{found['result']['value']:.2%}",
-        f"{found['difference']['low_95_one_sided']:+.2%}",
+        f"{found['difference']['low_95_one_sided']:+.2%}" if found["difference"] else "-",
         f"{speedup['value']:.1f} ({speedup['low']:.1f}-{speedup['high']:.1f})",
         f"{found['source_bytes'] / 1e6:.2f} → {found['bytes'] / 1e6:.2f} MB",
         found["search"]["winner"] if found["search"] else "none: the source itself",
