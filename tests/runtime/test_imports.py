@@ -12,9 +12,9 @@ LIMIT_S = 0.5
 
 
 def cpu_seconds(code: str) -> float:
-    """CPU time of a fresh interpreter, the best of five (the first may have to write byte code)."""
+    """CPU time of a fresh interpreter, the best of three (the first may have to write byte code)."""
     times = []
-    for _ in range(5):
+    for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code], check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
