@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from lepto.compiler.proportions import paired_difference, samples_needed
+from lepto.compiler.difference import Difference, difference
+from lepto.compiler.metrics import Outcomes
 from lepto.runtime.manifest import Metric
 
 
@@ -19,68 +17,60 @@ class Budget:
         metric: The source's.
         allowed_drop: In the metric's own units.
         confidence: Level of the one-sided lower bound that must keep the drop; None asks for the point estimate only.
-        right: ``[N]``, which samples the source has right; needed for a bound.
+        source: What the source earns on each sample; needed for a bound.
     """
 
     metric: Metric
     allowed_drop: float
     confidence: float | None = None
-    right: npt.NDArray[np.bool_] | None = None
+    source: Outcomes | None = None
 
     @property
     def minimum(self) -> float:
         """The lowest metric that keeps the budget."""
         return self.metric.value - self.allowed_drop
 
-    def keeps(self, metric: Metric, right: npt.NDArray[np.bool_] | None = None) -> bool:
+    def keeps(self, metric: Metric, result: Outcomes | None = None) -> bool:
         """Whether a candidate keeps the budget: its point estimate (MLPerf's rule), and the bound if one is asked for.
 
         Args:
             metric: The candidate's; ties of rounding count as kept.
-            right: ``[N]``, which samples the candidate has right.
+            result: What the candidate earns on each sample.
         """
         if metric.value < self.minimum - 1e-12:
             return False
-        if self.insufficient(right):
-            return False
-        bound = self.bound(right)
-        return bound is None or bound >= -self.allowed_drop - 1e-12
+        found = self._asked(result)
+        return found is None or self._shows(found)
 
-    def insufficient(self, right: npt.NDArray[np.bool_] | None) -> int:
-        """How many samples a bound needs, where there are fewer; 0 where they suffice or no bound is asked for."""
-        if self.confidence is None or right is None:
-            return 0
-        least = samples_needed(0.0, min(max(self.allowed_drop, 1e-6), 0.999), 1 - self.confidence)
-        return least if len(right) < least else 0
-
-    def bound(self, right: npt.NDArray[np.bool_] | None) -> float | None:
-        """The one-sided lower bound of the paired difference at the level asked for; None where none is asked for."""
-        if self.confidence is None or right is None or self.right is None:
-            return None
-        return paired_difference(self.right, right, self.confidence).low
-
-    def said(self, metric: Metric, right: npt.NDArray[np.bool_] | None) -> str:
+    def said(self, metric: Metric, result: Outcomes | None) -> str:
         """Why a candidate is over the budget, and where a bound decides, how many samples would."""
-        bound = self.bound(right)
-        if bound is None or metric.value < self.minimum - 1e-12:
+        found = self._asked(result)
+        if found is None or metric.value < self.minimum - 1e-12:
             return f"{metric.name} {metric.value:.4f} is below {self.minimum:.4f} (source {self.metric.value:.4f})"
-        assert right is not None
-        assert self.right is not None
-        assert self.confidence is not None
-        if least := self.insufficient(right):
+        return self._verdict(found)
+
+    def claim(self, result: Outcomes) -> tuple[Difference, str]:
+        """The paired difference with its 95 % bound, and what may be claimed of it at the level asked for, or 95 %."""
+        assert self.source is not None
+        return difference(self.source, result), self._verdict(difference(self.source, result, self.confidence or 0.95))
+
+    def _asked(self, result: Outcomes | None) -> Difference | None:
+        if self.confidence is None or result is None or self.source is None:
+            return None
+        return difference(self.source, result, self.confidence)
+
+    def _shows(self, found: Difference) -> bool:
+        return found.n >= found.least(self.allowed_drop) and found.low >= -self.allowed_drop - 1e-12
+
+    def _verdict(self, found: Difference) -> str:
+        said = found.said(self.allowed_drop)
+        if found.n < (least := found.least(self.allowed_drop)):
             return (
-                f"insufficient data: {len(right)} samples cannot decide, even if every answer is the same: at least "
-                f"{least:,} could"
+                f"insufficient data: {found.n} samples cannot show that no more than {self.allowed_drop:.4f} is lost, "
+                f"even if every answer is the same: at least {least:,} could. {said}"
             )
-        difference = paired_difference(self.right, right, self.confidence)
-        room = self.allowed_drop + difference.value
-        needed = samples_needed(difference.discordant_rate, room, 1 - self.confidence) if room > 0 else None
-        return (
-            f"{metric.name} {metric.value:.4f} is {difference.value:+.4f} from the source with a one-sided "
-            f"{self.confidence:.0%} lower bound of {bound:+.4f}, below -{self.allowed_drop:.4f}"
-            + (
-                f"; with {difference.discordant_rate:.1%} of the answers changed, some {needed:,} samples would decide"
-                if needed
-                else ""
-            )
-        )
+        if self._shows(found):
+            return f"not worse than the source by more than is allowed ({found.confidence:.0%}): {said}"
+        enough = found.enough(self.allowed_drop + found.value)
+        needed = f"; with {found.changed:.1%} of the answers changed, some {enough:,} samples would decide"
+        return f"non-inferiority is not shown at {found.confidence:.0%}: {said}{needed if enough else ''}"

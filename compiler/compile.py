@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from rich.markup import escape
 
 from lepto.compiler.budget import Budget
@@ -24,7 +22,6 @@ from lepto.compiler.judged import Judged
 from lepto.compiler.packaging import assemble
 from lepto.compiler.pipeline import Candidate, Pipeline, plan
 from lepto.compiler.prepare import Prepared, check_inputs, check_output, prepare, resolve_target
-from lepto.compiler.proportions import PairedDifference, paired_difference, samples_needed
 from lepto.compiler.recipe import Recipe
 from lepto.compiler.searching import check_limits, search
 from lepto.compiler.source import Source, Text
@@ -93,10 +90,8 @@ def run_prepared(
                 source_metric,
                 recipe.allowed_drop(source_metric.value),
                 recipe.confidence,
-                evaluator.right(source_logits),
+                evaluator.outcomes(source_logits),
             )
-            if recipe.confidence is not None and budget.right is None:
-                raise LeptoError(f"--confidence needs answers that are right or wrong, which {source.task} has not")
             console.print(
                 f"[bold]source[/bold] {escape(_metric_text(source_metric))}, budget: at least {budget.minimum:.4f}"
                 f"{' [dim](cached)[/dim]' if cached else ''}"
@@ -159,13 +154,14 @@ def run_prepared(
             candidate.logits, _ = evaluator.logits(candidate.model, "result")
             candidate.metric = evaluator.metric(candidate.logits, "result")
             assert budget is not None
-            if not budget.keeps(candidate.metric, evaluator.right(candidate.logits)):
-                said = budget.said(candidate.metric, evaluator.right(candidate.logits))
+            outcomes = evaluator.outcomes(candidate.logits)
+            if not budget.keeps(candidate.metric, outcomes):
+                said = budget.said(candidate.metric, outcomes)
                 pipeline.rejected.append((candidate.metric, "the float export", said))
                 _refuse(pipeline.budget, pipeline.rejected)
         difference, verdict = None, ""
         if budget is not None and candidate.logits is not None:
-            difference, verdict = _non_inferiority(budget, evaluator.right(candidate.logits))
+            difference, verdict = budget.claim(evaluator.outcomes(candidate.logits))
             console.print(verdict)
         timing, speed_cached = evaluator.compare(None, candidate.model, "result")
         invariant = evaluator.batch_invariant(candidate.model)
@@ -248,12 +244,12 @@ def _cut_and_taught(
     kept = [record for record in records if record.metric is not None]
     if kept and budget is not None:
         scorer = dataclasses.replace(evaluator, current=subject)
-        right = scorer.right(scorer.module_logits("result")[0])
+        outcomes = scorer.outcomes(scorer.module_logits("result")[0])
         metric = kept[-1].metric
         assert metric is not None
-        if not budget.keeps(metric, right):
+        if not budget.keeps(metric, outcomes):
             names = ", ".join(record.pass_ for record in kept)
-            _refuse(budget, [(metric, names, budget.said(metric, right))])
+            _refuse(budget, [(metric, names, budget.said(metric, outcomes))])
     return subject, records
 
 
@@ -315,33 +311,6 @@ def _speedup(timing: Timing, prepared: Prepared) -> Speedup:
     ratio = timing.ratio
     against = f"{how}, {prepared.recipe.threads} threads, batch 1{where}"
     return Speedup(value=ratio.value, low=ratio.low, high=ratio.high, against=against)
-
-
-def _non_inferiority(budget: Budget, right: npt.NDArray[np.bool_] | None) -> tuple[PairedDifference | None, str]:
-    """The paired difference to the source, and what may be claimed of it."""
-    if right is None or budget.right is None:
-        return None, f"non-inferiority: not tested, {budget.metric.name} is no share of right answers"
-    level = budget.confidence or 0.95
-    difference = paired_difference(budget.right, right, level)
-    said = (
-        f"paired difference {difference.value:+.4f}, one-sided {level:.0%} lower bound {difference.low:+.4f}, "
-        f"allowed -{budget.allowed_drop:.4f}"
-    )
-    least = samples_needed(0.0, min(max(budget.allowed_drop, 1e-6), 0.999), 1 - level)
-    if difference.n < least:
-        return difference, (
-            f"insufficient data: {difference.n} samples cannot show that no more than {budget.allowed_drop:.4f} is "
-            f"lost, even if every answer is the same: at least {least:,} could. {said}"
-        )
-    if difference.low >= -budget.allowed_drop:
-        return difference, f"not worse than the source by more than is allowed ({level:.0%}): {said}"
-    room = budget.allowed_drop + difference.value
-    needed = (
-        f"; some {samples_needed(difference.discordant_rate, room, 1 - level):,} samples would decide"
-        if room > 0
-        else ""
-    )
-    return difference, f"non-inferiority is not shown at {level:.0%}: {said}{needed}"
 
 
 def _metric_text(metric: Metric) -> str:

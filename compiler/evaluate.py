@@ -17,7 +17,7 @@ from lepto.compiler.cache import Cache
 from lepto.compiler.context import Feed, PassError
 from lepto.compiler.data import Samples
 from lepto.compiler.export.onnx import proof_feeds
-from lepto.compiler.metrics import decisions, metric
+from lepto.compiler.metrics import Outcomes, decisions, metric, outcomes
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import Source
 from lepto.compiler.statistics import Ratio, ratio_interval
@@ -141,20 +141,19 @@ class Evaluator:
         Raises:
             PassError: Outputs are not finite or do not fit the labels.
         """
-        samples = self._samples()
-        if samples.labels.ndim == 2:
-            samples = dataclasses.replace(samples, labels=self.source_logits()[0])
         try:
-            return metric(logits, samples)
+            return metric(logits, self._truth())
         except ValueError as error:
             raise PassError(f"{what}: {error}") from error
 
-    def right(self, logits: Logits) -> npt.NDArray[np.bool_] | None:
-        """``[N]``, which samples are right; None where a sample is not simply right or wrong."""
-        labels = self._samples().labels
-        if logits.ndim != 2 or labels.ndim != 1 or labels.dtype == object:
-            return None
-        return np.asarray(logits.argmax(axis=1) == labels)
+    def outcomes(self, logits: Logits) -> Outcomes:
+        """What outputs earn on each sample, where :meth:`metric` has found no fault with them."""
+        return outcomes(logits, self._truth())
+
+    def _truth(self) -> Samples:
+        """The samples with what is right for each: their labels, or the source's vectors."""
+        samples = self._samples()
+        return dataclasses.replace(samples, labels=self.source_logits()[0]) if samples.labels.ndim == 2 else samples
 
     def compare(self, baseline: OnnxModel | None, candidate: OnnxModel, label: str) -> tuple[Timing, bool]:
         """Time a candidate against a baseline (None is the source as the user runs it today)."""

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx
 
 from lepto.compiler.context import Feed
+from lepto.compiler.difference import Difference
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import session
-from lepto.compiler.proportions import PairedDifference
 from lepto.compiler.verify import pad
 from lepto.runtime.evidence import Evidence
 from lepto.runtime.manifest import (
@@ -50,7 +50,7 @@ def assemble(
     source_metric: Metric | None,
     metric: Metric | None,
     agreement: float | None,
-    bound: PairedDifference | None,
+    bound: Difference | None,
     verdict: str,
     speedup: Speedup | None,
     p50_ms: tuple[float, float] | None,
@@ -76,9 +76,9 @@ def assemble(
         environment["paired_difference"] = {
             "value": bound.value,
             "low_95_one_sided": bound.low,
-            "only_source_right": bound.n10,
-            "only_result_right": bound.n01,
+            **({} if bound.lost is None else {"only_source_right": bound.lost, "only_result_right": bound.won}),
             "n": bound.n,
+            "rule": bound.rule,
             "verdict": verdict,
         }
     manifest = Manifest(
@@ -169,7 +169,7 @@ def _name(output: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", output.resolve().name).lstrip(".-") or "model"
 
 
-def card(manifest: Manifest, bound: PairedDifference | None) -> str:
+def card(manifest: Manifest, bound: Difference | None) -> str:
     """The model card: what was measured, for people."""
     result, source = manifest.result, manifest.source
     lines = [f"# {manifest.name}", "", f"{source.description}, compiled by Lepto for {manifest.target}.", ""]

@@ -151,9 +151,9 @@ class Pipeline:
             cached &= metric_cached
             metric = self.evaluator.metric(logits, step.name)
             assert self.budget is not None
-            right = self.evaluator.right(logits)
-            if not self.budget.keeps(metric, right):
-                why = self.budget.said(metric, right)
+            outcomes = self.evaluator.outcomes(logits)
+            if not self.budget.keeps(metric, outcomes):
+                why = self.budget.said(metric, outcomes)
                 self.rejected.append((metric, step.name, why))
                 reasons.append(f"over the budget: {why}")
                 self._record(step.name, options, False, "; ".join(reasons), model, start, cached, metric)

@@ -103,7 +103,8 @@ def search(
         last = dataclasses.replace(evaluator, current=student.source)
         candidate.logits, _ = last.logits(candidate.model, "result")
         candidate.metric = last.metric(candidate.logits, "result")
-        if budget.keeps(candidate.metric, last.right(candidate.logits)):
+        outcomes = last.outcomes(candidate.logits)
+        if budget.keeps(candidate.metric, outcomes):
             record = {
                 "seconds": round(found.seconds, 1),
                 "teaching_seconds": round(found.teaching_s, 1),
@@ -120,7 +121,7 @@ def search(
             return Searched(student.source, pipeline, candidate, record)
         console.print(
             f"[yellow]{escape(str(student.shape))}[/yellow] is over the budget on the evaluation data: "
-            f"{escape(budget.said(candidate.metric, last.right(candidate.logits)))}"
+            f"{escape(budget.said(candidate.metric, outcomes))}"
         )
     console.print("no student keeps the budget: the source itself is compiled")
     return None

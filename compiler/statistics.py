@@ -45,6 +45,11 @@ def check_level(name: str, value: float) -> None:
         raise ValueError(f"{name} must be in (0, 1), got {value}")
 
 
+def normal_quantile(probability: float) -> float:
+    """The standard normal's quantile."""
+    return float(stats.norm.ppf(probability))
+
+
 def log_ratios(baseline_blocks: npt.ArrayLike, candidate_blocks: npt.ArrayLike, quantile: float = 0.5) -> FloatArray:
     """log(baseline / candidate) of one quantile, block by block.
 

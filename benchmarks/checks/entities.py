@@ -9,7 +9,6 @@ which swaps the sides of random rows (Noreen, "Computer-Intensive Methods for Te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -17,13 +16,13 @@ import numpy.typing as npt
 
 from lepto.benchmarks.checks.accuracy import MLPERF, NON_INFERIORITY, needed
 from lepto.benchmarks.checks.check import Check, Limit, Verdict, points
+from lepto.compiler.difference import difference
+from lepto.compiler.metrics import Outcomes
 from lepto.runtime.spans import are_spans, span_counts
 
 Rows = Sequence[npt.NDArray[np.int64]]
 Counts = npt.NDArray[np.float64]
-RESAMPLES: Final = 2000
 SWAPS: Final = 9999
-POWER: Final = 0.8
 _CHUNK: Final = 250
 
 
@@ -50,7 +49,7 @@ def judge_words(
         rule: ``non-inferiority`` (by the bootstrap's bound) or ``mlperf`` (the point estimate).
         alpha: Chance that an equally good candidate is called a regression.
         beta: Chance that a candidate worse by the limit passes.
-        seed: Of bootstrap and swaps.
+        seed: Of the swaps.
 
     Returns:
         Pass, regression, or inconclusive: also where there are fewer rows than would show the limit if all agreed.
@@ -68,10 +67,11 @@ def judge_words(
     if not np.isfinite(before) or not np.isfinite(after):
         return Check(name, Verdict.INCONCLUSIVE, f"{name} not checked: the data have no entity; give some that have")
     change, allowed = after - before, limit.of(before)
-    low, spread = _bound(first, second, beta, seed)
+    found = difference(*(Outcomes(name, 2 * c[:, 0], c[:, 1] + c[:, 2]) for c in (first, second)), 1 - beta)
+    low = found.low
     p = _p_worse(first, second, change, seed)
     n = len(truth)
-    enough = needed(0.0, allowed, beta) if not spread else _enough(n, spread, allowed, beta)
+    enough = found.enough(allowed) if 0.0 < allowed < 1.0 else None
     ask = "no number of rows can show it" if enough is None else f"about {enough:,} rows are needed"
     floor = needed(0.0, allowed, beta)
     verdict, why = Verdict.INCONCLUSIVE, f": insufficient data, {ask}"
@@ -119,17 +119,6 @@ def _value(sums: Counts) -> Any:
         return 2 * sums[..., 0] / (sums[..., 1] + sums[..., 2])
 
 
-def _bound(first: Counts, second: Counts, beta: float, seed: int) -> tuple[float, float]:
-    """Lower bound of the change at 1 - beta, and the change's standard deviation, over resampled rows."""
-    generator = np.random.default_rng(seed)
-    n, drawn = len(first), np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        weight = np.bincount(generator.integers(0, n, size=n), minlength=n)
-        drawn[i] = _value(weight @ second) - _value(weight @ first)
-    drawn = drawn[np.isfinite(drawn)]
-    return float(np.quantile(drawn, beta)), float(drawn.std())
-
-
 def _p_worse(first: Counts, second: Counts, change: float, seed: int) -> float:
     """How often a change as bad comes from swapping the sides of random rows; only rows that differ matter."""
     differ = np.flatnonzero((first != second).any(axis=1))
@@ -143,11 +132,3 @@ def _p_worse(first: Counts, second: Counts, change: float, seed: int) -> float:
         moved = swaps @ step
         as_bad += int((_value(after - moved) - _value(before + moved) <= change + 1e-12).sum())
     return (1 + as_bad) / (1 + SWAPS)
-
-
-def _enough(n: int, spread: float, allowed: float, beta: float) -> int | None:
-    """Rows with which an equally good candidate passes with a power of 80 %."""
-    if not 0.0 < allowed < 1.0:
-        return None
-    quantile = NormalDist().inv_cdf
-    return int(np.ceil(n * ((quantile(1 - beta) + quantile(POWER)) * spread / allowed) ** 2))

@@ -97,6 +97,8 @@ def compile_for_gpu(
     extra |= _engine(candidate.model, spec, prepared, console, evaluator)
     source_logits, _ = evaluator.source_logits()
     assert candidate.logits is not None
+    bound, verdict = budget.claim(evaluator.outcomes(candidate.logits))
+    console.print(verdict)
     same = None if subject.task == FEATURE_EXTRACTION else agreement(source_logits, candidate.logits)
     return assemble(
         prepared,
@@ -108,8 +110,8 @@ def compile_for_gpu(
         source_metric=budget.metric,
         metric=candidate.metric,
         agreement=same,
-        bound=None,
-        verdict="",
+        bound=bound,
+        verdict=verdict,
         speedup=None,
         p50_ms=None,
         batch_invariant=True,  # nothing in the graph is computed over rows: scales are constants

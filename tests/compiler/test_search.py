@@ -31,6 +31,7 @@ from lepto.compiler.halving import (
 )
 from lepto.compiler.importance import Importance, gate_scores, most_important
 from lepto.compiler.latency import Curve, LatencyTable, fit_to_latency
+from lepto.compiler.metrics import Outcomes
 from lepto.compiler.pipeline import Budget
 from lepto.compiler.recipe import make_recipe, milliseconds, number_of_bytes, seconds
 from lepto.compiler.split import split_development
@@ -208,16 +209,17 @@ def test_contradictions_are_told(values: dict[str, Any], message: str) -> None:
 
 def test_a_bound_asks_for_more_than_a_point_estimate() -> None:
     metric = Metric(name="accuracy", value=0.9, low=0.88, high=0.92, n=1000)
-    before = np.arange(1000) < 900
-    after = before.copy()
-    after[:30], after[900:925] = False, True  # 30 lost, 25 won
+    right = np.arange(1000) < 900
+    other = right.copy()
+    other[:30], other[900:925] = False, True  # 30 lost, 25 won
+    before, after = (Outcomes("accuracy", r.astype(float), np.ones(1000), decided=True) for r in (right, other))
     worse = metric.model_copy(update={"value": 0.895})
     assert Budget(metric, 0.009).keeps(worse, after)
     strict = Budget(metric, 0.009, 0.95, before)
     assert not strict.keeps(worse, after)
     assert strict.keeps(metric, before)
     assert "samples would decide" in strict.said(worse, after)
-    assert "95% lower bound of -0.0" in strict.said(worse, after)
+    assert "95% lower bound -0.0" in strict.said(worse, after)
 
 
 def test_the_budget_of_nobody_names_the_closest() -> None:
