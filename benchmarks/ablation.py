@@ -19,6 +19,8 @@ from lepto.runtime.errors import LeptoError
 
 _SHARED = Path(__file__).parents[2] / "shared"
 _STORE = Path(__file__).parent / "baselines" / "ablation.json"
+_SECONDS = 1800.0
+"""The default search's time: it decides how many samples the source is asked about."""
 
 
 def ablation(
@@ -75,12 +77,13 @@ def _measure(
     from lepto.compiler.derived import copy_module, derive
     from lepto.compiler.encoder import Encoder
     from lepto.compiler.export.onnx import export_onnx
+    from lepto.compiler.groundwork import Groundwork
     from lepto.compiler.model import OnnxModel
     from lepto.compiler.passes.fuse import Fuse
     from lepto.compiler.passes.quantize_dynamic import QuantizeDynamic
     from lepto.compiler.passes.quantize_static import QuantizeStatic
-    from lepto.compiler.search import Search
     from lepto.compiler.source import Source, open_source
+    from lepto.compiler.spent import Spent
     from lepto.compiler.training.guide import Guide
     from lepto.compiler.training.loop import Schedule
     from lepto.compiler.training.loop import train as teach
@@ -93,15 +96,15 @@ def _measure(
     samples = load_samples(train, split="train", **read)
     evaluation = load_samples(eval_, split="test", **read)
     machine = this_machine()
-    found = Search(
-        root=source, train=samples, dev=evaluation, clean=True, allowed=lambda _: 0.0, score=lambda *_: 0.0,
-        seconds=1.0, threads=2, seed=0, cache=Cache(),
-        versions={name: importlib.metadata.version(name) for name in ("lepto", "torch", "transformers", "onnxruntime")},
-        machine=f"{machine.cpu}, {machine.cpus} CPUs", say=output.print, tell=lambda *_: None,
-    )  # fmt: skip
+    versions = {name: importlib.metadata.version(name) for name in ("lepto", "torch", "transformers", "onnxruntime")}
+    spent = Spent(_SECONDS, Cache(), {"seed": 0, "versions": versions})
     # The parts of a search; its decisions are none of this, so that the evaluation data steers nothing.
-    base, lesson, _ = found._base()
-    cutter = found._cutter(base, lesson)
+    ground = Groundwork(
+        source, samples, threads=2, seed=0, cache=Cache(), versions=versions,
+        machine=f"{machine.cpu}, {machine.cpus} CPUs", spent=spent, tell=lambda *_: None,
+    )  # fmt: skip
+    base, lesson, _ = ground.base()
+    cutter = ground.cutter(base, lesson)
     shapes = {str(one): one for one in cutter.shapes()}
     if shape is not None and shape not in shapes:
         raise LeptoError(f"no shape {shape!r}; there are: {'; '.join(shapes)}")

@@ -48,6 +48,14 @@ class Cut:
         kept, of = (sum(values) for values in zip(*self.groups.values(), strict=True))
         return f"{kept} of {of} channels kept in {len(self.groups)} groups"
 
+    def then(self, other: Cut) -> Cut:
+        """This cut, and another one of what it left."""
+        sizes = {
+            path: {**self.sizes.get(path, {}), **other.sizes.get(path, {})} for path in {**self.sizes, **other.sizes}
+        }
+        before = {name: (kept, self.groups.get(name, (0, of))[1]) for name, (kept, of) in other.groups.items()}
+        return Cut(sizes, {**self.groups, **before})
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {

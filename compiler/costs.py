@@ -39,6 +39,20 @@ class Cost:
     throughput: float
     bytes: int
 
+    def beside(self, measured: Cost, known: Cost) -> Cost:
+        """This cost as it would have been in another run, from something that was measured in both.
+
+        Args:
+            measured: Of the other thing, in this run.
+            known: Of the other thing, in that run.
+        """
+        return Cost(
+            self.p50_ms * known.p50_ms / measured.p50_ms,
+            self.p90_ms * known.p90_ms / measured.p90_ms,
+            self.throughput * known.throughput / measured.throughput,
+            self.bytes,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)

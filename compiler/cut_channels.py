@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,12 @@ _EVEN = (0.75, 0.5, 0.375, 0.25, 0.125)
 _MANY = 12
 """With more groups than this the table has two widths of each, not four."""
 
+Widths = Mapping[str, Mapping[int, float]]
+"""For each group milliseconds of the whole network by channels kept."""
+
+Remember = Callable[[Source, Callable[[], Widths]], Widths]
+"""Gives what was measured of a network before, or measures it."""
+
 
 @dataclass(frozen=True)
 class ChannelCutter:
@@ -38,14 +45,20 @@ class ChannelCutter:
         base: The network.
         groups: What can be cut of it.
         importance: Of each group's units.
-        table: For each group milliseconds of the whole network by channels kept.
+        table: What its widths cost.
+        remember: Where that comes from, and is kept.
+        threads: Intra-op threads of measurements.
+        seed: Of the order of runs.
         round_to: Channels are kept in multiples of this.
     """
 
     base: Source
     groups: Groups
     importance: Mapping[str, torch.Tensor]
-    table: Mapping[str, Mapping[int, float]]
+    table: Widths
+    remember: Remember
+    threads: int = 1
+    seed: int = 0
     round_to: int = 8
 
     def shapes(self) -> list[Shape]:
@@ -86,10 +99,33 @@ class ChannelCutter:
         module, cut = prune_channels(
             self.base.module(), example_tensors(self.base), self.groups, self.importance, keep=shape.what
         )
-        return derive(self.base, module, cut=cut)
+        return derive(self.base, module, cut=cut if self.base.cut is None else self.base.cut.then(cut))
+
+    def smaller(self, student: Source, shape: Shape, pool: Pool) -> tuple[Shape, Source] | None:
+        """See :meth:`lepto.compiler.cutter.Cutter.smaller`; the dearest candidate of the student's own."""
+        del shape
+        try:
+            cutter = channel_cutter(
+                student, pool, threads=self.threads, seed=self.seed, round_to=self.round_to, remember=self.remember
+            )
+            chosen = max(cutter.shapes(), key=lambda s: s.predicted_ms)
+            cut = cutter.cut(chosen)
+        except Left:
+            return None
+        of = sum(group.channels for group in self.groups.groups)
+        kept = sum(chosen.what.get(g.name, g.channels) for g in cutter.groups.groups)
+        return dataclasses.replace(chosen, name=f"{kept} of {of} channels in {len(self.groups.groups)} groups"), cut
 
 
-def channel_cutter(base: Source, pool: Pool, *, threads: int, seed: int, round_to: int = 8) -> ChannelCutter:
+def channel_cutter(
+    base: Source,
+    pool: Pool,
+    *,
+    threads: int,
+    seed: int,
+    round_to: int = 8,
+    remember: Remember = lambda _source, measure: measure(),
+) -> ChannelCutter:
     """Find what can be cut of a network, what matters of it, and what each width costs.
 
     Raises:
@@ -99,8 +135,16 @@ def channel_cutter(base: Source, pool: Pool, *, threads: int, seed: int, round_t
     groups = find_groups(module, example)
     importance = measure_channels(module, groups, pool)
     steps = 4 if len(groups.groups) <= _MANY else 2
-    table = measure_costs(
-        module, example, groups, lambda narrow: quick_ms(narrow, base, threads, seed), round_to=round_to, steps=steps
+    table = remember(
+        base,
+        lambda: measure_costs(
+            module,
+            example,
+            groups,
+            lambda narrow: quick_ms(narrow, base, threads, seed),
+            round_to=round_to,
+            steps=steps,
+        ),
     )
     # What is measured to cost more than the whole is noise, and would be taken for a price.
     return ChannelCutter(
@@ -111,6 +155,9 @@ def channel_cutter(base: Source, pool: Pool, *, threads: int, seed: int, round_t
             group.name: {n: min(ms, table[group.name][group.channels]) for n, ms in table[group.name].items()}
             for group in groups.groups
         },
+        remember,
+        threads,
+        seed,
         round_to,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lepto.compiler.cutter import Shape
+from lepto.compiler.cutter import LESS, Shape
 from lepto.compiler.derived import copy_module, derive
 from lepto.compiler.encoder import Encoder, Selection, Sizes
 from lepto.compiler.importance import Importance, measure_importance, most_important
@@ -74,6 +74,39 @@ class EncoderCutter:
         )
         return derive(self.base, module)
 
+    def smaller(self, student: Source, shape: Shape, pool: Pool) -> tuple[Shape, Source] | None:
+        """See :meth:`lepto.compiler.cutter.Cutter.smaller`; layers and width stay."""
+        module = copy_module(student)
+        encoder = Encoder.of(module)
+        assert encoder is not None
+        sizes: Selected = shape.what
+        importance = measure_importance(encoder, pool)
+        heads, neurons = ([i.double().numpy() for i in each] for each in (importance.heads, importance.neurons))
+        kept = fit_to_latency(
+            self.table,
+            heads,
+            neurons,
+            LESS * self._layers_ms(sizes.heads, sizes.neurons),
+            last_row_only=self.last_row_only,
+            least_heads=2,
+        )
+        if kept == (sizes.heads, sizes.neurons):
+            return None
+        encoder.cut(
+            Selection(
+                tuple(range(len(sizes.layers))),
+                tuple(most_important(scores, n) for scores, n in zip(importance.heads, kept[0], strict=True)),
+                tuple(most_important(scores, n) for scores, n in zip(importance.neurons, kept[1], strict=True)),
+            )
+        )
+        return self._shape(Selected(sizes.layers, *kept, sizes.width)), derive(student, module)
+
+    def _layers_ms(self, heads: Sequence[int], neurons: Sequence[int]) -> float:
+        return layers_ms(self.table, heads, neurons, last_row_only=self.last_row_only)
+
+    def _shape(self, chosen: Selected) -> Shape:
+        return named(chosen, self.sizes, self._layers_ms(chosen.heads, chosen.neurons))
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -116,6 +149,20 @@ def kept_layers(count: int, keep: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.round(np.linspace(0, count - 1, keep)))
 
 
+def layers_ms(table: LatencyTable, heads: Sequence[int], neurons: Sequence[int], *, last_row_only: bool) -> float:
+    """What layers of the whole width cost by the table."""
+    return sum(
+        table.layer_ms(h, n, last_row_only=last_row_only and place == len(heads) - 1)
+        for place, (h, n) in enumerate(zip(heads, neurons, strict=True))
+    )
+
+
+def named(chosen: Selected, sizes: Sizes, whole_width_ms: float) -> Shape:
+    """A shape with its name and cost: nearly all of a layer is products, whose cost falls with the width."""
+    narrow = f", width {chosen.width} of {sizes.width}" if chosen.width != sizes.width else ""
+    return Shape(f"{chosen}{narrow}", chosen.width / sizes.width * whole_width_ms, chosen)
+
+
 def encoder_shapes(
     sizes: Sizes, importance: Importance, table: LatencyTable, *, last_row_only: bool, strict: bool = False
 ) -> list[Shape]:
@@ -127,18 +174,8 @@ def encoder_shapes(
     half = max(1, (sizes.layers + 1) // 2)
 
     def add(layers: tuple[int, ...], heads: Sequence[int], neurons: Sequence[int], width: int) -> None:
-        # The table holds whole widths; nearly all of a layer is products, whose cost falls with the width.
-        cost = (
-            width
-            / sizes.width
-            * sum(
-                table.layer_ms(h, n, last_row_only=last_row_only and place == len(layers) - 1)
-                for place, (h, n) in enumerate(zip(heads, neurons, strict=True))
-            )
-        )
         chosen = Selected(layers, tuple(heads), tuple(neurons), width)
-        narrow = f", width {width} of {sizes.width}" if width != sizes.width else ""
-        found[chosen] = Shape(f"{chosen}{narrow}", cost, chosen)
+        found[chosen] = named(chosen, sizes, layers_ms(table, heads, neurons, last_row_only=last_row_only))
 
     few = {1, min(2, sizes.layers), min(3, sizes.layers), half}
     many = {max(1, -(-sizes.layers // 3)), half, -(-3 * sizes.layers // 4), sizes.layers}
@@ -146,10 +183,7 @@ def encoder_shapes(
         layers = kept_layers(sizes.layers, keep)
         heads = [importance.heads[i].double().numpy() for i in layers]
         neurons = [importance.neurons[i].double().numpy() for i in layers]
-        whole = sum(
-            table.layer_ms(len(h), len(n), last_row_only=last_row_only and place == len(layers) - 1)
-            for place, (h, n) in enumerate(zip(heads, neurons, strict=True))
-        )
+        whole = layers_ms(table, [*map(len, heads)], [*map(len, neurons)], last_row_only=last_row_only)
         shares = _SHARES if keep < half or half <= 2 else _SHARES[:1]
         if strict:
             shares = _SHARES[1:] if keep == sizes.layers else _SHARES[:2]

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lepto.compiler.source import Source
+from lepto.compiler.training.pool import Pool
+
+LESS = 0.75
+"""Of what the parts of a student cost that can be cut, what is left when it is cut once more."""
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,15 @@ class Cutter(Protocol):
 
     def cut(self, shape: Shape) -> Source:
         """A new source of that shape, not taught yet."""
+
+    def smaller(self, student: Source, shape: Shape, pool: Pool) -> tuple[Shape, Source] | None:
+        """A student that has learned, cut once more: what matters least to it now goes.
+
+        Args:
+            student: Of that shape.
+            shape: One that this cutter has proposed or cut.
+            pool: Training samples with the source's answers.
+
+        Returns:
+            Its new shape, and the student with what it keeps of its weights; None where nothing more can go.
+        """

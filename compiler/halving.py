@@ -45,6 +45,12 @@ LONGER = 2.0
 LARGER = Rung(3, 1, 1.0, 0.0, 4e-4)
 """Where none of them is good enough, how much a larger one is taught."""
 
+SMALLER = Rung(4, 1, 1.0, 0.0, 7e-4)
+"""Where one of them is good enough and time is left, how much it is taught after it was cut once more."""
+
+MOST_CUTS = 6
+"""How often that is done: what is left then costs less than a fifth."""
+
 
 @dataclass
 class Student:

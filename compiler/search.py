@@ -10,9 +10,7 @@ that the same command on the same machine decides the same again, and a search t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,23 +22,22 @@ import torch
 
 from lepto.compiler import halving
 from lepto.compiler.cache import Cache
-from lepto.compiler.context import Context, Left, PassError
+from lepto.compiler.context import Left, PassError
 from lepto.compiler.costs import FORM as COST_FORM
 from lepto.compiler.costs import Cost, measure_costs, quick_int8, timing_feeds
-from lepto.compiler.cut_channels import channel_cutter
-from lepto.compiler.cut_encoder import encoder_cutter
 from lepto.compiler.cutter import Cutter, Shape
 from lepto.compiler.data import Samples
-from lepto.compiler.encoder import Encoder
+from lepto.compiler.groundwork import Groundwork
 from lepto.compiler.halving import (
     ENOUGH,
     LARGER,
     LONGER,
+    MOST_CUTS,
+    SMALLER,
     Objective,
     Rung,
     Student,
     allowed_share,
-    answerable,
     fitting,
     front,
     key_of,
@@ -49,12 +46,9 @@ from lepto.compiler.halving import (
     survivors,
     within,
 )
-from lepto.compiler.latency import Curve, LatencyTable, measure_table
-from lepto.compiler.passes.trim_vocabulary import TrimVocabulary
 from lepto.compiler.source import Source
-from lepto.compiler.split import split_development
+from lepto.compiler.spent import Spent
 from lepto.compiler.teaching import Say, Teaching, Tell
-from lepto.compiler.training.lesson import Lesson, copies_for, own_answers, prepare_lesson
 from lepto.compiler.verify import encode, logits_in_batches
 from lepto.compiler.workers import Workers, cluster
 from lepto.runtime.errors import LeptoError
@@ -65,21 +59,9 @@ Score = Callable[[npt.NDArray[np.float32], Samples], float]
 
 _T = TypeVar("_T")
 
-MINIMUM = 50
-"""Fewer training samples than this steer nothing."""
-
 
 _LEAST = 0.05
 """The least part of the plan for a first round."""
-
-_ANSWERS = 0.25
-"""The part of the time that the source may take to answer samples."""
-
-_QUICK_S = 2.0
-"""If 64 answers take no longer, more are timed."""
-
-_MOST_ANSWERS = 200_000
-"""Answers are kept in memory: more are not asked for. No student sees more samples in its rounds."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +136,12 @@ class Search:
     strict: bool = False
     reduce_range: bool = False
     workers: Workers | None = None
-    _spent: list[float] = field(default_factory=list)
-    _teaching: list[float] = field(default_factory=list)
+    spent: Spent = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Open the account of the time."""
+        key = {"seed": self.seed, "versions": dict(self.versions)}
+        object.__setattr__(self, "spent", Spent(self.seconds, self.cache, key))
 
     def __call__(self) -> Found:
         """Run it.
@@ -169,8 +155,19 @@ class Search:
             return self._search(ray)
 
     def _search(self, ray: Any) -> Found:
-        base, lesson, notes = self._base()
-        cutter = self._cutter(base, lesson)
+        ground = Groundwork(
+            self.root,
+            self.train,
+            self.threads,
+            self.seed,
+            self.cache,
+            self.versions,
+            self.machine,
+            self.spent,
+            self.tell,
+        )
+        base, lesson, notes = ground.base()
+        cutter = ground.cutter(base, lesson, strict=self.strict)
         shapes = cutter.shapes()
         key = key_of(self.objective)
         every = self._measured(base, [(shape, cutter.cut(shape)) for shape in shapes], notes)
@@ -185,13 +182,13 @@ class Search:
             self.workers, self.say, self.tell,
         )  # fmt: skip
         rate = teaching.rate(students[len(students) // 2])
-        students = fitting(students, unit / rate, self.seconds - sum(self._spent))
+        students = fitting(students, unit / rate, self.spent.left)
         if len(students) < len(taught):
             notes.append(f"only {len(students)} of {len(taught)} candidates are taught: the time is short")
             taught = tuple(students)
         for number, rung in enumerate(halving.RUNGS):
             if number:
-                left_s = self.seconds - sum(self._spent)
+                left_s = self.spent.left
                 room = max(
                     (
                         n
@@ -203,7 +200,7 @@ class Search:
                 students = survivors(students, self.allowed, rung, key, room)
             needed = portions(len(students), number) * unit / rate
             most = LONGER if rung is halving.RUNGS[-1] and self._promising(students, rung) else 1.0
-            share = allowed_share(needed, self.seconds - sum(self._spent), most) or (0.0 if number else _LEAST)
+            share = allowed_share(needed, self.spent.left, most) or (0.0 if number else _LEAST)
             if share == 0.0:
                 notes.append(f"round {number + 1} was left out: the time was up (--search-budget)")
                 break
@@ -225,10 +222,12 @@ class Search:
             taught, every = (*taught, *more), [*every, *more]
         # Samples that the source was trained on say less, and a bound asks for more than a point.
         margin = (reference - minimum) * (1.0 if self.strict else 0.25 if self.clean else 0.5)
+        less = self._smaller(base, cutter, teaching, taught, minimum + margin, unit / teaching.epoch, notes)
+        taught, every = (*taught, *less), [*every, *less]
         ranked = halving.ranked(taught, minimum + margin, key)
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
         everyone = tuple(sorted(every, key=lambda s: key(s.cost)))
-        return Found(ranked, everyone, reference, minimum, base, tuple(notes), sum(self._spent), sum(self._teaching))
+        return Found(ranked, everyone, reference, minimum, base, tuple(notes), self.spent.seconds, self.spent.teaching)
 
     def _promising(self, students: Sequence[Student], rung: Rung) -> bool:
         """Whether one of them is expected to become good enough: else the time is for larger ones."""
@@ -254,7 +253,7 @@ class Search:
             return []
         found.sort(key=lambda s: s.shape.predicted_ms)
         for student in found:
-            left_s = self.seconds - sum(self._spent)
+            left_s = self.spent.left
             needed_s = LARGER.portions * portion_epochs * teaching.epoch / teaching.rate(student)
             share = allowed_share(needed_s, left_s)
             if share < ENOUGH:
@@ -268,96 +267,52 @@ class Search:
                 break
         return taught
 
-    def _base(self) -> tuple[Source, Lesson, list[str]]:
-        if len(self.train) < MINIMUM:
-            raise Left(f"{len(self.train)} training samples are too few to teach a student: at least {MINIMUM}")
-        if self.root.load_module is None:
-            raise Left("an ONNX file cannot be taught: give the PyTorch model that it was made from")
-        context = Context(threads=self.threads, seed=self.seed, train=self.train)
-        notes = []
-        try:
-            base = TrimVocabulary()(self.root, context)
-            notes.append(f"trim-vocabulary: {'; '.join(context.notes)}")
-        except Left as left:
-            base = self.root
-            notes.append(f"trim-vocabulary left out: {left}")
-        # Before the answers, which take minutes: whether there is anything to cut.
-        if Encoder.of(self.root.module()) is None and not any(
-            isinstance(m, torch.nn.Linear | torch.nn.modules.conv._ConvNd) for m in self.root.module().modules()
-        ):
-            raise Left(f"{self.root.architecture} has no layer that is known to be cut")
-        samples, copies = self._asked(notes)
-        lesson = self._timed(
-            {"lesson": copies, "teacher": self.root.digest, "train": samples.digest},
-            lambda: prepare_lesson(
-                self.root,
-                base,
-                samples,
-                copies=copies,
-                seed=self.seed,
-                cache=self.cache,
-                versions=self.versions,
-                progress=lambda done, total: self.tell("the source answers", done, total),
-            ),
-        )
-        self._teaching.append(self._spent[-1])
-        return base, lesson, notes
+    def _smaller(
+        self,
+        base: Source,
+        cutter: Cutter,
+        teaching: Teaching,
+        taught: Sequence[Student],
+        enough: float,
+        portion_epochs: float,
+        notes: list[str],
+    ) -> list[Student]:
+        """Where a candidate is good enough and time is left: it is cut further, as long as it stays good enough.
 
-    def _asked(self, notes: list[str]) -> tuple[Samples, int]:
-        """The training samples that the source has time to answer, and how many augmented copies of each."""
-        copies, count = copies_for(len(self.train)), len(self.train)
-        few = min(count, 64)
-
-        def make(stage: Path) -> None:
-            self.tell("how fast the source answers", 0, 1)
-            own_answers(self.root, self.train, 8)  # the first call is slower
-            started = time.monotonic()
-            own_answers(self.root, self.train, few)
-            asked, took = few, time.monotonic() - started
-            if took < _QUICK_S and few < count:
-                # One batch is padded to its longest sample; of many, sorted by length, the source answers faster.
-                asked, started = min(count, 8 * few), time.monotonic()
-                own_answers(self.root, self.train, asked)
-                took = time.monotonic() - started
-            (stage / "rate.json").write_text(json.dumps(asked / took))
-
-        key = {"teacher": self.root.digest, "train": self.train.digest, "machine": self.machine}
-        entry, _ = self.cache.get("answering-rate", {**key, "versions": dict(self.versions)}, make)
-        rate = float(json.loads((entry / "rate.json").read_text()))
-        chosen, copies = answerable(count, copies, min(_MOST_ANSWERS, _ANSWERS * self.seconds * rate))
-        if (chosen, copies) == (count, copies_for(count)):
-            return self.train, copies
-        notes.append(
-            f"students learn from {chosen:,} of {count:,} training samples and {copies} augmented "
-            f"{'copy' if copies == 1 else 'copies'} of each: the source answers {rate:.3g} a second (--search-budget)"
-        )
-        if chosen == count:
-            return self.train, copies
-        return split_development(self.train, chosen / count, self.seed)[1], copies
-
-    def _cutter(self, base: Source, lesson: Lesson) -> Cutter:
-        encoder = Encoder.of(self.root.module())
-        self.tell("what matters, and what it costs", 0, 1)
-        if encoder is None:
-            if base.text is not None:
-                raise Left(f"{self.root.architecture} is no encoder that can be cut")
-            return channel_cutter(base, lesson.original, threads=self.threads, seed=self.seed)
-        sizes, rows = encoder.sizes(), int(np.median(lesson.original.sizes))
-
-        def make(stage: Path) -> None:
-            table = measure_table(sizes, rows=rows, threads=self.threads, seed=self.seed)
-            (stage / "table.json").write_text(json.dumps(dataclasses.asdict(table)))
-
-        key = {"sizes": sizes.to_json(), "rows": rows, "threads": self.threads, "machine": self.machine}
-        key["form"] = TIMING_FORM
-        entry, _ = self.cache.get("latency-table", {**key, "versions": dict(self.versions)}, make)
-        stored = json.loads((entry / "table.json").read_text())
-        curves = {
-            name: Curve(tuple(stored[name]["sizes"]), tuple(stored[name]["ms"]))
-            for name in ("attention", "neurons", "one_row")
-        }
-        table = LatencyTable(**curves, rows=stored["rows"], detail=stored["detail"])
-        return encoder_cutter(self.root, base, lesson.original, table, strict=self.strict)
+        It begins with what it has learned, so that little is lost at each step and soon learned again.
+        """
+        key, found = key_of(self.objective), list[Student]()
+        good = [s for s in taught if s.score >= enough - 1e-12]
+        while good and len(found) < MOST_CUTS:
+            last = min(good, key=lambda s: key(s.cost))
+            needed_s = SMALLER.portions * portion_epochs * teaching.epoch / teaching.rate(last)
+            share = allowed_share(needed_s, self.spent.left)
+            if share < ENOUGH:
+                break
+            cut = self.spent.on(
+                {"smaller": last.source.digest},
+                lambda last=last: cutter.smaller(last.source, last.shape, teaching.lesson.original),
+            )
+            if cut is None:
+                break
+            timed = self._measured(base, [(last.shape, last.source), cut], notes)
+            if len(timed) < 2:
+                break
+            before, now = timed
+            now.cost = now.cost.beside(before.cost, last.cost)
+            now.epochs, now.history = last.epochs, [*last.history]
+            if key(now.cost) >= key(last.cost):
+                notes.append(f"{now.shape} is not better than {last.shape}: it is left out")
+                break
+            notes.append(f"{last.shape} was good enough, and was cut to {now.shape}")
+            self.say(f"{last.shape} is good enough (at least {enough:.4f} is looked for): it is cut to {now.shape}")
+            epochs = round(share * SMALLER.portions * portion_epochs, 2)
+            self._teach(teaching, now, epochs, len(halving.RUNGS) + 1 + len(found), SMALLER.learning_rate)
+            found.append(now)
+            if now.score < enough - 1e-12:
+                break
+            good.append(now)
+        return found
 
     def _measured(self, base: Source, candidates: Sequence[tuple[Shape, Source]], notes: list[str]) -> list[Student]:
         """Time all candidates side by side, before they are taught."""
@@ -384,7 +339,7 @@ class Search:
             "form": [COST_FORM, TIMING_FORM],
             "versions": dict(self.versions),
         }
-        entry = self._timed({"costs": key}, lambda: self.cache.get("costs", key, make)[0])
+        entry = self.spent.on({"costs": key}, lambda: self.cache.get("costs", key, make)[0])
         stored = json.loads((entry / "costs.json").read_text())
         if not stored:
             raise Left(f"no candidate could be exported: {notes[-1] if notes else ''}")
@@ -414,8 +369,7 @@ class Search:
     def _teach(self, teaching: Teaching, student: Student, epochs: float, number: int, learning_rate: float) -> float:
         """Teach one student on, and ask how good it is; returns the seconds that the teaching took."""
         learned, took, cached = teaching.teach(student, epochs, number, learning_rate)
-        self._spent.append(took)
-        self._teaching.append(took)
+        self.spent.add(took, teaching=True)
         score, before = self._on_dev(learned), student.score
         student.epochs = round(student.epochs + epochs, 2)
         student.history.append((student.epochs, score))
@@ -428,22 +382,9 @@ class Search:
         )
         return took
 
-    def _timed(self, key: Mapping[str, Any], work: Callable[[], _T]) -> _T:
-        """Run something and remember how long it took the first time."""
-        started = time.monotonic()
-        result = work()
-        took = time.monotonic() - started
-
-        def make(stage: Path) -> None:
-            (stage / "seconds.json").write_text(json.dumps(took))
-
-        entry, _ = self.cache.get("took", {**key, "seed": self.seed, "versions": dict(self.versions)}, make)
-        self._spent.append(float(json.loads((entry / "seconds.json").read_text())))
-        return result
-
     def _front_text(self, students: Sequence[Student], key: Callable[[Cost], float]) -> str:
         best = [f"{s.score:.4f} at {s.cost.p50_ms:.3f} ms" for s in front(students, key)]
         return f"the front is {', '.join(best)}"
 
     def _left(self) -> str:
-        return f"{max(0.0, self.seconds - sum(self._spent)) / 60:.0f} min left"
+        return f"{max(0.0, self.spent.left) / 60:.0f} min left"

@@ -195,6 +195,24 @@ def test_rebuilt_shapes_take_the_weights(name: str) -> None:
         rebuild(nn.Sequential(nn.Linear(2, 2)), {"input": torch.zeros(2, 2)}, cut)
 
 
+@pytest.mark.parametrize("name", untrained())
+def test_a_second_cut_goes_on_from_the_first(name: str) -> None:
+    module, example = untrained()[name]
+    once, twice, cuts = module, module, []
+    for keep in (0.75, 0.5):
+        once, groups = twice, find_groups(twice, example)
+        twice, cut = prune_channels(once, example, groups, magnitude_importance(once, groups), keep=keep, round_to=4)
+        cuts.append(cut)
+    both = cuts[0].then(cuts[1])
+    again = rebuild(module, example, Cut.from_json(json.loads(json.dumps(both.to_json()))))
+    again.load_state_dict(state(twice))
+    for a, b in zip(outputs(twice, example), outputs(again, example), strict=True):
+        assert torch.equal(a, b)
+    for group, (kept, of) in both.groups.items():
+        if group in cuts[0].groups and group in cuts[1].groups:
+            assert (kept, of) == (cuts[1].groups[group][0], cuts[0].groups[group][1])
+
+
 def test_groups_are_the_couplings_of_the_network() -> None:
     module, example = untrained()["mobilenet"]
     groups = {group.name: group for group in find_groups(module, example).groups}

@@ -25,6 +25,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few candidates and little teaching: these models learn in seconds."""
     monkeypatch.setattr(search, "portion", lambda count: min(2 * count, 1000))
     monkeypatch.setattr(search, "LONGER", 1.0)
+    monkeypatch.setattr(search, "MOST_CUTS", 0)
     monkeypatch.setattr(cut_encoder, "_SHARES", (1.0,))
     monkeypatch.setattr(cut_encoder, "_UNIT", 10**6)  # no candidate of half the width
     monkeypatch.setattr(cut_channels, "_SHARES", (0.5,))
@@ -105,6 +106,35 @@ def test_a_search_that_was_broken_off_goes_on_where_it_was(
     # The trial of the speed and the first student are there; the second one of the first round comes next.
     assert len(before) == 2
     assert taught[2] != before[1]
+
+
+def test_where_one_is_good_enough_and_time_is_left_it_is_cut_further(
+    toy: Toy, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = cut_encoder.EncoderCutter.shapes
+    monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", lambda self: every(self)[-1:])
+    monkeypatch.setattr(search, "MOST_CUTS", 2)
+    names: list[str] = []
+    real = teaching.train
+
+    def counted(*args: Any, **options: Any) -> Any:
+        names.append(options["name"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(teaching, "train", counted)
+    package = compile_model(recipe(toy, max_drop="30%"), tmp_path / "out")
+    found = package.manifest.environment["search"]
+    shapes = {c["shape"]: c for c in found["candidates"]}
+    assert len(shapes) == 2  # the only candidate, and what was cut from it, which can lose no more
+    first, cut = sorted(shapes.values(), key=lambda c: -c["bytes"])
+    assert first["bytes"] > cut["bytes"]
+    assert first["epochs"] < cut["epochs"]
+    assert found["winner"] in shapes
+    assert all(check.ok for check in verify_package(package))
+    before = len(names)
+    again = compile_model(recipe(toy, max_drop="30%"), tmp_path / "again")
+    assert again.manifest.result.digest == package.manifest.result.digest
+    assert len(names) == before
 
 
 def test_where_no_candidate_is_good_enough_a_larger_one_is_taught(

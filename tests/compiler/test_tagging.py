@@ -89,4 +89,11 @@ def test_a_tagger_is_searched(tagger: Path, tmp_path: Path) -> None:
     assert manifest.result.metric.value >= 0.9 * manifest.source.metric.value
     assert manifest.result.bytes < manifest.source.bytes
     assert manifest.environment["search"]["winner"]
+    difference = manifest.environment["paired_difference"]
+    assert difference["rule"] == "paired bootstrap"
+    assert (
+        difference["low_95_one_sided"]
+        <= difference["value"]
+        == pytest.approx(manifest.result.metric.value - manifest.source.metric.value)
+    )
     assert all(check.ok for check in verify_package(package))
