@@ -158,7 +158,9 @@ def fitting(students: list[Student], portion_s: float, left_s: float) -> list[St
 
 
 def ranked(students: Sequence[Student], enough: float, key: Callable[[Cost], float]) -> tuple[Student, ...]:
-    """The order in which students are to be judged: the cheapest that is good enough, then the more accurate.
+    """The order in which students are to be judged: the cheapest that is good enough, then dearer ones by accuracy.
+
+    Few development samples hardly tell students apart: those that are as accurate and cost more are safer all the same.
 
     Args:
         students: Not empty.
@@ -167,8 +169,8 @@ def ranked(students: Sequence[Student], enough: float, key: Callable[[Cost], flo
     """
     good = [s for s in students if s.score >= enough - 1e-12]
     pick = min(good, key=lambda s: key(s.cost)) if good else max(students, key=lambda s: s.score)
-    others = [s for s in front(students, key) if s is not pick and s.score > pick.score]
-    return (pick, *sorted(others, key=lambda s: -s.score))
+    others = [s for s in students if s is not pick and s.score >= pick.score and key(s.cost) > key(pick.cost)]
+    return (pick, *sorted(others, key=lambda s: (-s.score, key(s.cost))))
 
 
 def survivors(

@@ -13,6 +13,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -291,7 +292,7 @@ class Search:
                 break
             cut = self.spent.on(
                 {"smaller": last.source.digest},
-                lambda last=last: cutter.smaller(last.source, last.shape, teaching.lesson.original),
+                partial(cutter.smaller, last.source, last.shape, teaching.lesson.original),
             )
             if cut is None:
                 break

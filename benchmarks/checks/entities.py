@@ -67,7 +67,8 @@ def judge_words(
     if not np.isfinite(before) or not np.isfinite(after):
         return Check(name, Verdict.INCONCLUSIVE, f"{name} not checked: the data have no entity; give some that have")
     change, allowed = after - before, limit.of(before)
-    found = difference(*(Outcomes(name, 2 * c[:, 0], c[:, 1] + c[:, 2]) for c in (first, second)), 1 - beta)
+    source, result = (Outcomes(name, 2 * c[:, 0], c[:, 1] + c[:, 2]) for c in (first, second))
+    found = difference(source, result, 1 - beta)
     low = found.low
     p = _p_worse(first, second, change, seed)
     n = len(truth)

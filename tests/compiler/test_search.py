@@ -26,6 +26,7 @@ from lepto.compiler.halving import (
     key_of,
     portion,
     portions,
+    ranked,
     survivors,
     within,
 )
@@ -75,6 +76,16 @@ def test_the_front_is_what_no_other_one_beats() -> None:
     small = _student(5.0, 0.8, size=0)
     assert front([small, fast], key_of("size")) == [small, fast]
     assert front([fast, _student(9.0, 0.9, throughput=7.0)], key_of("throughput"))[0].cost.throughput == 7.0
+
+
+def test_the_cheapest_good_one_is_judged_first_and_then_dearer_ones_by_accuracy() -> None:
+    poor, pick, equal, better, best = (
+        _student(0.1, 0.90), _student(0.2, 0.95), _student(0.3, 0.95), _student(0.4, 0.96), _student(0.5, 0.97)
+    )  # fmt: skip
+    everyone = [best, poor, equal, pick, better]
+    assert ranked(everyone, 0.95, FASTEST) == (pick, best, better, equal)
+    assert ranked([pick, equal], 0.95, FASTEST) == (pick, equal)  # not told apart: the dearer one is the safer one
+    assert ranked(everyone, 0.99, FASTEST) == (best,)  # none is good enough
 
 
 def test_larger_shapes_begin_where_the_candidates_end() -> None:
