@@ -21,6 +21,9 @@ _SHARES: tuple[float, ...] = (1.0, 0.7, 0.57, 0.45)
 _UNIT = 64
 """The width is cut to a multiple of this."""
 
+_LEAST_HEADS, _LEAST_NEURONS = 2, 64
+"""No layer keeps fewer."""
+
 
 @dataclass(frozen=True)
 class EncoderCutter:
@@ -88,7 +91,9 @@ class EncoderCutter:
             neurons,
             LESS * self._layers_ms(sizes.heads, sizes.neurons),
             last_row_only=self.last_row_only,
-            least_heads=2,
+            # What it has learned should be learned again soon: no layer loses more than half of anything at once.
+            least_heads=[max(_LEAST_HEADS, -(-count // 2)) for count in sizes.heads],
+            least_neurons=[max(_LEAST_NEURONS, -(-count // 2)) for count in sizes.neurons],
         )
         if kept == (sizes.heads, sizes.neurons):
             return None
@@ -188,7 +193,9 @@ def encoder_shapes(
         if strict:
             shares = _SHARES[1:] if keep == sizes.layers else _SHARES[:2]
         for share in shares:
-            fitted = fit_to_latency(table, heads, neurons, share * whole, last_row_only=last_row_only, least_heads=2)
+            fitted = fit_to_latency(
+                table, heads, neurons, share * whole, last_row_only=last_row_only, least_heads=_LEAST_HEADS
+            )
             add(layers, *fitted, sizes.width)
         narrow = sizes.width // 2 // _UNIT * _UNIT
         if keep > 1 and not strict and last_row_only and len(importance.width) == sizes.width and narrow:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,10 @@ _OPSET = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
 
 @dataclass(frozen=True)
 class Curve:
-    """Cost by size, measured at a few sizes.
+    """Cost by size, from measurements at a few sizes.
+
+    Between and below them it is the lower convex hull of what was measured: other work on the machine only ever adds,
+    and a fit that goes down step by step must not take a plateau between two sizes for a price without end.
 
     Attributes:
         sizes: Ascending.
@@ -36,10 +40,29 @@ class Curve:
     ms: tuple[float, ...]
 
     def __call__(self, size: int) -> float:
-        """Milliseconds at a size; interpolated, and beyond the ends as at the ends, in proportion."""
-        if size >= self.sizes[-1]:
-            return self.ms[-1] * size / self.sizes[-1]
-        return float(np.interp(size, self.sizes, self.ms))
+        """Milliseconds at a size; below the smallest with the slope that is there, beyond the largest in proportion."""
+        sizes, ms = self.hull
+        if size >= sizes[-1]:
+            return ms[-1] * size / sizes[-1]
+        if size < sizes[0] and len(sizes) > 1:
+            slope = (ms[1] - ms[0]) / (sizes[1] - sizes[0])
+            return max(ms[0] - slope * (sizes[0] - size), ms[0] * size / sizes[0])
+        return float(np.interp(size, sizes, ms))
+
+    @cached_property
+    def hull(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Sizes and costs of its corners; a size never costs more than a larger one."""
+        corners: list[tuple[int, float]] = []
+        for place, size in enumerate(self.sizes):
+            point = (size, min(self.ms[place:]))
+            while len(corners) > 1 and _slope(corners[-2], corners[-1]) >= _slope(corners[-1], point):
+                corners.pop()
+            corners.append(point)
+        return tuple(size for size, _ in corners), tuple(ms for _, ms in corners)
+
+
+def _slope(first: tuple[int, float], second: tuple[int, float]) -> float:
+    return (second[1] - first[1]) / (second[0] - first[0])
 
 
 @dataclass(frozen=True)
@@ -125,8 +148,8 @@ def fit_to_latency(
     *,
     last_row_only: bool,
     block: int = 64,
-    least_heads: int = 1,
-    least_neurons: int = 64,
+    least_heads: int | Sequence[int] = 1,
+    least_neurons: int | Sequence[int] = 64,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """How many heads and neurons each layer keeps so that the encoder costs at most ``budget_ms``.
 
@@ -140,8 +163,8 @@ def fit_to_latency(
         budget_ms: The most that all layers may cost together.
         last_row_only: Whether the last feed-forward block computes one row.
         block: Neurons that go together: a multiple of what the target's matrix unit takes at once.
-        least_heads: No layer keeps fewer.
-        least_neurons: No layer keeps fewer.
+        least_heads: No layer keeps fewer; one number, or one for each layer.
+        least_neurons: The same for neurons.
 
     Returns:
         Heads and neurons kept, for each layer.
@@ -155,6 +178,9 @@ def fit_to_latency(
     kept_heads, kept_neurons = [len(s) for s in heads], [len(s) for s in neurons]
     gone_heads, gone_blocks = [0] * len(heads), [0] * len(neurons)
     last = len(heads) - 1
+    fewest_heads, fewest_neurons = (
+        [least] * len(heads) if isinstance(least, int) else list(least) for least in (least_heads, least_neurons)
+    )
 
     def cost() -> float:
         return sum(
@@ -166,11 +192,17 @@ def fit_to_latency(
         best: tuple[float, int, str] | None = None
         for i in range(len(heads)):
             for kind, kept, least, lost, step in (
-                ("head", kept_heads, least_heads, ordered[i][gone_heads[i]] if kept_heads[i] > least_heads else 0, 1),
+                (
+                    "head",
+                    kept_heads,
+                    fewest_heads[i],
+                    ordered[i][gone_heads[i]] if kept_heads[i] > fewest_heads[i] else 0,
+                    1,
+                ),
                 (
                     "block",
                     kept_neurons,
-                    least_neurons,
+                    fewest_neurons[i],
                     blocks[i][gone_blocks[i]] if gone_blocks[i] < len(blocks[i]) else 0,
                     block,
                 ),

@@ -292,7 +292,7 @@ class Search:
                 break
             cut = self.spent.on(
                 {"smaller": last.source.digest},
-                partial(cutter.smaller, last.source, last.shape, teaching.lesson.original),
+                partial(cutter.smaller, last.source, last.shape, teaching.lesson.student[0]),
             )
             if cut is None:
                 break

@@ -233,6 +233,25 @@ def test_a_bound_asks_for_more_than_a_point_estimate() -> None:
     assert "95% lower bound -0.0" in strict.said(worse, after)
 
 
+def test_costs_are_the_lower_convex_hull_of_what_was_measured() -> None:
+    noisy = Curve((384, 768, 1152, 1536), (0.046, 0.073, 0.073, 0.126))
+    assert noisy(1152) == 0.073
+    assert noisy(768) == pytest.approx((0.046 + 0.073) / 2)  # a plateau is no price without end
+    assert noisy(192) == pytest.approx(0.046 - 0.5 * (0.073 - 0.046) / 2)
+    assert noisy(3072) == pytest.approx(2 * 0.126)
+    steps = np.diff([noisy(n) for n in range(64, 1537, 64)])
+    assert (steps > 0).all()
+    assert (np.diff(steps) > -1e-9).all()
+    assert Curve((1, 2, 3), (0.3, 0.2, 0.2))(1) == 0.2  # a size costs no more than a larger one
+    assert Curve((2, 4), (0.1, 0.8))(1) == 0.05  # and never less than its share
+
+
+def test_a_fit_stops_at_what_a_layer_may_lose() -> None:
+    scores = [np.ones(4), np.arange(4.0)], [np.ones(256), np.arange(256.0)]
+    kept = fit_to_latency(TABLE, *scores, 0.0, last_row_only=False, least_heads=[2, 3], least_neurons=[128, 64])
+    assert kept == ((2, 3), (128, 64))
+
+
 def test_the_budget_of_nobody_names_the_closest() -> None:
     near, far = _student(0.06, 0.0, size=11), _student(5.0, 0.0, size=1)
     with pytest.raises(LeptoError, match=r"(?s)--latency-budget 0.05 ms and --size-budget.*closest is 0.06 ms") as told:
