@@ -44,7 +44,7 @@ def attention_decode(
     """Attention of the last ``S_q`` tokens of each sequence; each sees the keys up to its own place.
 
     Args:
-        q: ``[B, S_q, H, D]`` float16, bfloat16 or float32; ``S_q * H / G`` is at most 64.
+        q: ``[B, S_q, H, D]`` float16 or bfloat16, when interpreted float32 too; ``S_q * H / G`` is at most 64.
         k_cache: ``[B, S, G, D]``, or pages ``[pages, page, G, D]``: q's dtype, or int8, float8_e4m3fn or float8_e5m2.
         v_cache: As ``k_cache``.
         lengths: Tokens of each sequence in the cache, those of ``q`` included, ``[B]`` int32.
@@ -79,6 +79,11 @@ def attention_decode(
             q, k_cache, v_cache, lengths, block_table, k_scale, v_scale, (window, 0), softcap, scale, return_lse
         )
     name = architecture_of(q, _decode_kernel)
+    if q.dtype == torch.float32 and name != "interpreter":
+        # It would run without tensor cores, and its launches were compiled for no GPU.
+        raise TypeError(
+            f"q must be float16 or bfloat16 on {name}, got float32: convert it, or implementation='reference'"
+        )
     if k_cache.dtype == torch.float8_e4m3fn and name in ("sm_80", "sm_86", "sm_87"):
         raise ValueError(
             f"a float8_e4m3fn cache needs sm_89 or later, the architecture is {name}: use int8 or float8_e5m2"

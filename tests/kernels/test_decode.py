@@ -6,7 +6,7 @@ import pytest
 import torch
 from tolerance import assert_close, assert_lse_close
 
-from lepto.kernels.attention import attention_decode
+from lepto.kernels.attention import attention_decode, decode
 from lepto.kernels.attention.decode import _reference
 
 B, H, G, D, S = 3, 4, 2, 64, 128
@@ -104,3 +104,18 @@ def test_bad_input():
         attention_decode(q, k, v, LENGTHS, block_table=torch.tensor([[0], [1], [3]], dtype=torch.int32))
     with pytest.raises(ValueError, match="splits must be from 1 to 64, got 0"):
         attention_decode(q, k, v, LENGTHS, splits=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cache", "error", "message"),
+    [
+        (torch.float32, torch.float32, TypeError, "q must be float16 or bfloat16 on sm_86, got float32"),
+        (torch.float16, torch.float8_e4m3fn, ValueError, "needs sm_89 or later, the architecture is sm_86"),
+    ],
+)
+def test_what_a_gpu_does_not_take_is_told(monkeypatch, dtype, cache, error, message):
+    monkeypatch.setattr(decode, "architecture_of", lambda *_: "sm_86")
+    q, k, v = draw(dtype=dtype)
+    scales = {} if cache == dtype else {"k_scale": torch.ones(G), "v_scale": torch.ones(G)}
+    with pytest.raises(error, match=message):
+        attention_decode(q, k.to(cache), v.to(cache), LENGTHS, **scales)
