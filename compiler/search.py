@@ -47,6 +47,7 @@ from lepto.compiler.halving import (
     survivors,
     within,
 )
+from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import Source
 from lepto.compiler.spent import Spent
 from lepto.compiler.teaching import Say, Teaching, Tell
@@ -138,6 +139,7 @@ class Search:
     reduce_range: bool = False
     workers: Workers | None = None
     spent: Spent = field(init=False)
+    _exports: dict[str, OnnxModel] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Open the account of the time."""
@@ -323,7 +325,11 @@ class Search:
             for place, (shape, source) in enumerate(candidates):
                 self.tell("candidates are timed", place, len(candidates) + 1)
                 try:
-                    models[str(place)] = quick_int8(source, threads=self.threads, reduce_range=self.reduce_range)
+                    # What it has learned since does not change what it costs.
+                    kind = repr((shape.name, shape.what))
+                    if kind not in self._exports:
+                        self._exports[kind] = quick_int8(source, threads=self.threads, reduce_range=self.reduce_range)
+                    models[str(place)] = self._exports[kind]
                 except LeptoError as error:
                     notes.append(f"{shape} is left out: {error}")
             singles, batches = timing_feeds(encode(self.dev.inputs, base.text), base)
