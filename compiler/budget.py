@@ -52,7 +52,8 @@ class Budget:
     def claim(self, result: Outcomes) -> tuple[Difference, str]:
         """The paired difference with its 95 % bound, and what may be claimed of it at the level asked for, or 95 %."""
         assert self.source is not None
-        return difference(self.source, result), self._verdict(difference(self.source, result, self.confidence or 0.95))
+        found = difference(self.source, result)
+        return found, self._verdict(self._asked(result) or found)
 
     def _asked(self, result: Outcomes | None) -> Difference | None:
         if self.confidence is None or result is None or self.source is None:
