@@ -111,7 +111,7 @@ def no_column(reference: str, where: str, column: str, row: Mapping[str, Any]) -
 
     if column in row:
         raise LeptoError(f"{reference}, {where}: column {column!r} has no value")
-    near = difflib.get_close_matches(column, [name for name in row if name], n=1, cutoff=0.6)
+    near = difflib.get_close_matches(column, [name for name in row if name], n=1, cutoff=0.7)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     have = ", ".join(repr(name) for name in row)
     raise LeptoError(
