@@ -76,6 +76,7 @@ def _measure(
     from lepto.compiler.data import load_samples
     from lepto.compiler.derived import copy_module, derive
     from lepto.compiler.encoder import Encoder
+    from lepto.compiler.export.again import Exporter
     from lepto.compiler.export.onnx import export_onnx
     from lepto.compiler.groundwork import Groundwork
     from lepto.compiler.model import OnnxModel
@@ -140,7 +141,7 @@ def _measure(
     models["export"] = (eager, source)
     models["+ fuse"] = (fused, source)
     models["+ dynamic int8"] = (QuantizeDynamic()(fused, Context(threads=2)), source)
-    models["fuse, trimmed vocabulary, dynamic int8"] = (quick_int8(base, threads=2, reduce_range=False), base)
+    models["fuse, trimmed vocabulary, dynamic int8"] = (quick_int8(base, export=Exporter(2), reduce_range=False), base)
     constants = Context(threads=2, layers=cut.layers, constant_inputs={"token_type_ids": 0})
     schedule = Schedule(epochs=epochs, learning_rate=1e-3)
     students = {

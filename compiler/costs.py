@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lepto.compiler.context import Context, Feed, Left
-from lepto.compiler.export.onnx import export_onnx
+from lepto.compiler.export.again import Exporter
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.fuse import Fuse
 from lepto.compiler.passes.quantize_dynamic import QuantizeDynamic
@@ -58,10 +58,10 @@ class Cost:
         return asdict(self)
 
 
-def quick_int8(source: Source, *, threads: int, reduce_range: bool) -> OnnxModel:
+def quick_int8(source: Source, *, export: Exporter, reduce_range: bool) -> OnnxModel:
     """A source as it will roughly run: exported, fused, int8 with ranges taken while running, where each applies."""
-    context = Context(threads=threads, layers=source.layers, constant_inputs={"token_type_ids": 0})
-    model = export_onnx(source, threads=threads).model
+    context = Context(threads=export.threads, layers=source.layers, constant_inputs={"token_type_ids": 0})
+    model = export(source)
     for step in (Fuse(), QuantizeDynamic(reduce_range=reduce_range)):
         try:
             model = step(model, context)

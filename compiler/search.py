@@ -28,6 +28,7 @@ from lepto.compiler.costs import FORM as COST_FORM
 from lepto.compiler.costs import Cost, measure_costs, quick_int8, timing_feeds
 from lepto.compiler.cutter import Cutter, Shape
 from lepto.compiler.data import Samples
+from lepto.compiler.export.again import Exporter
 from lepto.compiler.groundwork import Groundwork
 from lepto.compiler.halving import (
     ENOUGH,
@@ -139,11 +140,13 @@ class Search:
     reduce_range: bool = False
     workers: Workers | None = None
     spent: Spent = field(init=False)
+    _exporter: Exporter = field(init=False)
     _exports: dict[str, OnnxModel] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Open the account of the time."""
         key = {"seed": self.seed, "versions": dict(self.versions)}
+        object.__setattr__(self, "_exporter", Exporter(self.threads))
         object.__setattr__(self, "spent", Spent(self.seconds, self.cache, key))
 
     def __call__(self) -> Found:
@@ -328,7 +331,7 @@ class Search:
                     # What it has learned since does not change what it costs.
                     kind = repr((shape.name, shape.what))
                     if kind not in self._exports:
-                        self._exports[kind] = quick_int8(source, threads=self.threads, reduce_range=self.reduce_range)
+                        self._exports[kind] = quick_int8(source, export=self._exporter, reduce_range=self.reduce_range)
                     models[str(place)] = self._exports[kind]
                 except LeptoError as error:
                     notes.append(f"{shape} is left out: {error}")

@@ -102,7 +102,7 @@ class Teaching:
         what, name, source = f"round {number + 1}: {student.shape}", str(student.shape), student.source
 
         def work(lesson: Lesson, stage: Path) -> None:
-            from accelerate.utils import find_executable_batch_size  # type: ignore[import-untyped]  # it ships no types
+            from accelerate.utils import memory  # type: ignore[import-untyped]  # it ships no types
 
             def attempt(batch_size: int) -> None:
                 if batch_size < schedule.batch_size:
@@ -120,7 +120,13 @@ class Teaching:
                 save(dataclasses.replace(source, load_module=lambda: module, _made={}), stage)
 
             started = time.monotonic()
-            find_executable_batch_size(attempt, starting_batch_size=schedule.batch_size)()
+            try:
+                attempt(schedule.batch_size)
+            except Exception as error:  # whatever says that memory ran out
+                if not memory.should_reduce_batch_size(error):
+                    raise
+                # Not at once: it walks all objects first, half a second.
+                memory.find_executable_batch_size(attempt, starting_batch_size=max(1, schedule.batch_size * 9 // 10))()
             (stage / "seconds.json").write_text(json.dumps(time.monotonic() - started))
 
         key = {

@@ -67,11 +67,8 @@ def export_onnx(source: Source, *, threads: int, typical: int = 16) -> Exported:
     name = _first_name(source)
     outputs = None if name is None else [name]
     model = _finish(proto, source, outputs)
-    feeds = proof_feeds(source, typical)
+    proof, feeds = prove(source, model, threads=threads, typical=typical)
     shapes = tuple("x".join(map(str, _shape(feed, source.axes))) for feed in feeds)
-    run = runner(model, threads)
-    reference = source.runner(threads)
-    proof = parity(reference, run, feeds, decides=source.task != FEATURE_EXTRACTION)
     if not proof.ok:
         blame = "" if source.load_onnx is not None else first_layer_apart(source, model, feeds, threads)
         raise PassError(
@@ -79,6 +76,13 @@ def export_onnx(source: Source, *, threads: int, typical: int = 16) -> Exported:
             f"shapes run: {', '.join(shapes)}{blame}"
         )
     return Exported(model, exporter, proof, shapes, fallback)
+
+
+def prove(source: Source, model: OnnxModel, *, threads: int, typical: int = 16) -> tuple[Parity, list[Feed]]:
+    """Run a graph beside its source on minimal, typical and maximal shapes; the comparison, and what was run."""
+    feeds = proof_feeds(source, typical)
+    decides = source.task != FEATURE_EXTRACTION
+    return parity(source.runner(threads), runner(model, threads), feeds, decides=decides), feeds
 
 
 def proof_feeds(source: Source, typical: int) -> list[Feed]:

@@ -104,3 +104,27 @@ def numbers() -> Any:
 
 def fails() -> Any:
     raise ZeroDivisionError("on purpose")
+
+
+class Folded(nn.Module):
+    """The exporter folds the normalization into the convolution: what it writes are nobody's weights any more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        torch.manual_seed(channels)
+        self.conv = nn.Conv2d(1, channels, 3)
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, 4)
+        nn.init.normal_(self.norm.weight)
+        self.norm.running_mean += 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.head(torch.relu(self.norm(self.conv(x))).mean(dim=(2, 3))))
+
+
+def folded_six() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    return Folded(6), {"x": torch.randn(2, 1, 8, 8)}
+
+
+def folded_four() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    return Folded(4), {"x": torch.randn(2, 1, 8, 8)}
