@@ -31,6 +31,10 @@ def compile_(
     dev: Annotated[
         str | None, typer.Option(help="Development data for the search. [default: a part of the training data]")
     ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(help="More training inputs, without labels: students learn what the source says of them."),
+    ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the text. [default: text]")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label. [default: label]")] = None,
     target: Annotated[str | None, typer.Option(help="Hardware, see lepto doctor. [default: host]")] = None,
@@ -89,7 +93,7 @@ def compile_(
         "label_column": label_column, "target": target, "max_drop": max_drop, "threads": threads, "seed": seed,
         "passes": passes, "dev": dev, "search_budget": search_budget, "publish": publish, "name": name,
         "objective": objective, "latency_budget": latency_budget, "size_budget": size_budget,
-        "confidence": confidence, "workers": workers,
+        "confidence": confidence, "workers": workers, "unlabelled": unlabelled,
     }  # fmt: skip
     given = {flag: value for flag, value in flags.items() if value is not None}
     lines = {key: place for key, place in lines.items() if key not in given}
@@ -137,11 +141,12 @@ def compile_(
 
 
 def _settings(prepared: Any, output: Path | None) -> dict[str, Any]:
-    recipe, source = prepared.recipe, prepared.source
+    recipe, source, more = prepared.recipe, prepared.source, prepared.unlabelled
     return {
         "model": f"{source.description}, {source.parameters:,} parameters, {source.bytes / 1e6:.1f} MB",
         "task": source.task,
         "train": f"{recipe.train} ({len(prepared.train):,} samples)" if prepared.train else None,
+        **({"unlabelled": f"{recipe.unlabelled} ({len(more):,} samples)"} if more is not None else {}),
         "eval": f"{recipe.eval} ({len(prepared.evaluation):,} samples)" if prepared.evaluation else None,
         "target": f"{prepared.target.name} ({prepared.target.description})",
         "max drop": recipe.max_drop,

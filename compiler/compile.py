@@ -26,6 +26,7 @@ from lepto.compiler.recipe import Recipe
 from lepto.compiler.searching import check_limits, search
 from lepto.compiler.source import Source, Text
 from lepto.compiler.source_passes import apply_source_passes, is_source_pass
+from lepto.compiler.unlabelled import joined
 from lepto.compiler.verify import encode
 from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
@@ -239,7 +240,8 @@ def _cut_and_taught(
 ) -> tuple[Source, list[PassRecord]]:
     """The source after the passes that run before the export; what they leave must keep the budget."""
     recipe, source = prepared.recipe, prepared.source
-    context = Context(train=prepared.train, threads=recipe.threads, seed=recipe.seed, layers=source.layers)
+    train = None if prepared.train is None else joined(prepared.train, prepared.unlabelled)
+    context = Context(train=train, threads=recipe.threads, seed=recipe.seed, layers=source.layers)
     subject, records = apply_source_passes(steps, source, context, evaluator, cache, console, versions)
     kept = [record for record in records if record.metric is not None]
     if kept and budget is not None:

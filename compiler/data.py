@@ -23,6 +23,9 @@ from lepto.runtime.manifest import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKE
 
 _HUB_TIMEOUT_S = 5.0
 
+NO_LABEL = -100
+"""The label of a sample, or of a token, that has none: torch's own default for cross-entropy."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -30,8 +33,9 @@ class Samples:
 
     Attributes:
         inputs: N texts, N rows of words, or the model's inputs as arrays ``[N, ...]`` by name.
-        labels: [N] indices into the model's labels; for rows of words [N] objects, each the indices of its words; for
-            vectors [N, W] those to come close to, W = 0 where only the source can say them.
+        labels: [N] indices into the model's labels, ``NO_LABEL`` where a training sample has none; for rows of words
+            [N] objects, each the indices of its words; for vectors [N, W] those to come close to, W = 0 where only the
+            source can say them.
         origin: Where they came from, for messages.
         names: The model's labels, where the metric depends on what they say.
     """
@@ -99,20 +103,11 @@ def load_samples(
     Raises:
         LeptoError: The data cannot be read, has no rows, lacks a column, or has a label that the model does not know.
     """
-    path = Path(reference)
-    if path.suffix.lower() in SUFFIXES or path.exists():
-        rows = list(file_rows(path, (text_column, label_column)))
-    elif ":" in reference and _is_module(reference):
-        made = call_factory(reference, "data")
-        if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Mapping):
-            if task == FEATURE_EXTRACTION:
-                raise LeptoError(f"{reference}: vectors are judged on texts only: give rows with {text_column!r}")
-            return _arrays(reference, made[0], made[1], labels)
-        rows = list(_factory_rows(reference, made))
-    else:
-        rows = list(_dataset_rows(reference, split))
-    if not rows:
-        raise LeptoError(f"{reference} has no rows: give a file with a header line and at least one sample")
+    rows = read_rows(reference, (text_column, label_column), split=split)
+    if isinstance(rows, tuple):
+        if task == FEATURE_EXTRACTION:
+            raise LeptoError(f"{reference}: vectors are judged on texts only: give rows with {text_column!r}")
+        return _arrays(reference, *rows, labels)
     texts: list[str | Words] = []
     indices: list[Any] = []
     lookup = _Labels(labels, label_column)
@@ -148,17 +143,45 @@ def read_column(reference: str, column: str, *, split: str) -> list[Any]:
     Raises:
         LeptoError: There is no such column.
     """
-    path = Path(reference)
-    if path.suffix.lower() in SUFFIXES or path.exists():
-        rows = list(file_rows(path, (column,)))
-    elif ":" in reference and _is_module(reference):
-        rows = list(_factory_rows(reference, call_factory(reference, "data")))
-    else:
-        rows = list(_dataset_rows(reference, split))
+    rows = read_rows(reference, (column,), split=split)
+    if isinstance(rows, tuple):
+        raise LeptoError(f"{reference} gives arrays, which have no column {column!r}: give rows as mappings")
     for where, row in rows:
         if column not in row:
             no_column(reference, where, column, row)
     return [row[column] for _, row in rows]
+
+
+def read_rows(
+    reference: str, columns: Sequence[str], *, split: str
+) -> list[Row] | tuple[Mapping[str, npt.NDArray[np.generic]], Any]:
+    """The rows of a file, a ``datasets`` id or a factory, each with where it stands.
+
+    Args:
+        reference: As :func:`load_samples` takes it.
+        columns: Those that are wanted.
+        split: Which split of a ``datasets`` id is read.
+
+    Returns:
+        The rows, at least one; or the pair ``(inputs, labels)`` of a factory that makes arrays, as it is.
+
+    Raises:
+        LeptoError: The data cannot be read, or has no rows.
+    """
+    path = Path(reference)
+    rows: list[Row]
+    if path.suffix.lower() in SUFFIXES or path.exists():
+        rows = list(file_rows(path, columns))
+    elif ":" in reference and _is_module(reference):
+        made = call_factory(reference, "data")
+        if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Mapping):
+            return {name: np.asarray(array) for name, array in made[0].items()}, made[1]
+        rows = list(_factory_rows(reference, made))
+    else:
+        rows = list(_dataset_rows(reference, split))
+    if not rows:
+        raise LeptoError(f"{reference} has no rows: give a file with a header line and at least one sample")
+    return rows
 
 
 class _Labels:
@@ -273,21 +296,22 @@ def _named(feature: Any, value: Any, class_label: type) -> Any:
     return feature.int2str(value) if isinstance(feature, class_label) and value >= 0 else value  # type: ignore[attr-defined]
 
 
-def _arrays(reference: str, inputs: Mapping[str, Any], labels: Any, names: Sequence[str] | None) -> Samples:
-    arrays = {name: np.asarray(value) for name, value in inputs.items()}
+def _arrays(
+    reference: str, inputs: Mapping[str, npt.NDArray[np.generic]], labels: Any, names: Sequence[str] | None
+) -> Samples:
     indices = np.asarray(labels)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer) or not len(indices):
         raise LeptoError(
             f"{reference}: labels must be [N] integers with N > 0, got {indices.dtype} {list(indices.shape)}"
         )
-    for name, array in arrays.items():
+    for name, array in inputs.items():
         if not array.ndim or len(array) != len(indices):
             raise LeptoError(f"{reference}: input {name!r} has shape {list(array.shape)} for {len(indices)} labels")
     wrong = indices[(indices < 0) | (indices >= len(names))] if names is not None else indices[indices < 0]
     if len(wrong):
         known = f"which has {len(names)} labels" if names is not None else "labels count from 0"
         raise LeptoError(f"{reference}: label {int(wrong[0])} is unknown to the model, {known}")
-    return Samples(arrays, indices.astype(np.int64), reference)
+    return Samples(inputs, indices.astype(np.int64), reference)
 
 
 def _is_module(reference: str) -> bool:

@@ -9,6 +9,7 @@ from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.pipeline import plan
 from lepto.compiler.recipe import DEFAULT_SEARCH, NO_SEARCH, Recipe
 from lepto.compiler.source import Source, open_source
+from lepto.compiler.unlabelled import apart_from, load_unlabelled
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import this_machine
 from lepto.runtime.manifest import FEATURE_EXTRACTION
@@ -32,6 +33,7 @@ class Prepared:
         searches: Whether a smaller model is searched for first.
         notes: What was decided, and why.
         stand_in: The level of this CPU, where it lacks the target's own and candidates are timed on it all the same.
+        unlabelled: Inputs without labels that students learn from as well, or None; none of the evaluation data.
     """
 
     recipe: Recipe
@@ -44,6 +46,7 @@ class Prepared:
     notes: tuple[str, ...]
     searches: bool = False
     stand_in: str | None = None
+    unlabelled: Samples | None = None
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -67,7 +70,7 @@ def prepare(recipe: Recipe) -> Prepared:
         check_inputs(samples, source)
     if evaluation is not None and evaluation.one_label:
         raise LeptoError(f"{evaluation.origin}: all {len(evaluation)} samples have one label, which shows nothing")
-    notes = []
+    unlabelled, notes = _unlabelled(recipe, source, evaluation)
     instead = stand_in(target)
     if instead is not None:
         notes.append(
@@ -125,6 +128,11 @@ def prepare(recipe: Recipe) -> Prepared:
             )
         searches = False
         notes.append(f"no search: students learn from answers, and {source.task} gives vectors")
+    if unlabelled is not None and not searches and not _teaches(recipe):
+        raise LeptoError(
+            "--unlabelled is what students learn from, and none is taught: leave it out, or --passes, or name distill "
+            "among them"
+        )
     if recipe.confidence is not None and evaluation is None:
         raise LeptoError("--confidence asks for a bound on evaluation data: give --eval")
     budget = (recipe.search_budget or DEFAULT_SEARCH) if searches else recipe.search_budget
@@ -140,7 +148,29 @@ def prepare(recipe: Recipe) -> Prepared:
         tuple(notes),
         searches,
         instead,
+        unlabelled,
     )
+
+
+def _unlabelled(recipe: Recipe, source: Source, evaluation: Samples | None) -> tuple[Samples | None, list[str]]:
+    """Inputs without labels, and what is to be told of them."""
+    if recipe.unlabelled is None:
+        return None, []
+    if recipe.train is None:
+        raise LeptoError("--unlabelled is answered beside labelled data, which says what is right: give --train")
+    samples = load_unlabelled(recipe.unlabelled, text_column=recipe.text_column, task=source.task)
+    check_inputs(samples, source)
+    kept = apart_from(samples, [evaluation])
+    if kept is None:
+        raise LeptoError(f"{samples.origin} holds nothing but evaluation data, which nobody may learn from: give other")
+    out = len(samples) - len(kept)
+    return kept, [f"{out:,} of {len(samples):,} unlabelled samples are evaluation data: left out"] if out else []
+
+
+def _teaches(recipe: Recipe) -> bool:
+    """Whether a plan has a pass that learns from the source's answers."""
+    names = {step.name for entry in recipe.passes or () for step in plan(entry)}
+    return bool(names & {"distill", "quantization-aware"})
 
 
 def _check_tensorrt(names: list[str], target: Target) -> None:

@@ -56,6 +56,11 @@ class Recipe(BaseModel):
     dev: str | None = Field(
         default=None, description="Development data that steers the search; by default carved from the training data."
     )
+    unlabelled: str | None = Field(
+        default=None,
+        description="More training inputs without labels, like train: the source answers them, and students learn "
+        "from its answers.",
+    )
     search_budget: str | None = Field(
         default=None,
         description="How long to search for a smaller model: 30m, 90s, 1h, or 0 for no search. By default 30m where "

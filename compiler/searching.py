@@ -22,6 +22,7 @@ from lepto.compiler.recipe import milliseconds, number_of_bytes, seconds
 from lepto.compiler.search import Found, Search
 from lepto.compiler.source import Source
 from lepto.compiler.split import split_development
+from lepto.compiler.unlabelled import apart_from, joined
 from lepto.compiler.verify import encode
 from lepto.compiler.workers import Workers
 from lepto.runtime.console import Output
@@ -73,7 +74,8 @@ def search(
     recipe = prepared.recipe
     try:
         train, dev = _splits(prepared)
-        found = _find(prepared, evaluator, train, dev, cache, console, versions)
+        more = None if prepared.unlabelled is None else apart_from(prepared.unlabelled, [dev])
+        found = _find(prepared, evaluator, joined(train, more), dev, cache, console, versions)
     except Left as left:
         console.print(f"[yellow]no search[/yellow]: {escape(str(left))}; the source itself is compiled")
         return None
@@ -116,6 +118,7 @@ def search(
                 "winner": student.shape.name,
                 "judged_on_evaluation_data": attempt,
                 "development_samples": len(dev),
+                "unlabelled_samples": 0 if more is None else len(more),
             }
             console.print(f"students judged on the evaluation data: {attempt}")
             return Searched(student.source, pipeline, candidate, record)

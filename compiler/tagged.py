@@ -28,12 +28,7 @@ def read_row(
         ValueError: A cell is no list, a word is no text, the lengths differ, or a label is unknown; the message names
             column and value.
     """
-    words, tags = _cells(row, text_column), _cells(row, label_column)
-    if not words:
-        raise ValueError(f"column {text_column!r} has no words")
-    for place, word in enumerate(words):
-        if not isinstance(word, str) or not word.strip():
-            raise ValueError(f"column {text_column!r}: word {place} must be text, got {word!r}")
+    words, tags = read_words_of(row, text_column), _cells(row, label_column)
     if len(words) != len(tags):
         raise ValueError(
             f"{len(words)} words in {text_column!r} but {len(tags)} labels in {label_column!r}: {_shown(words)} and "
@@ -45,7 +40,22 @@ def read_row(
             indices.append(lookup(tag))
         except ValueError as error:
             raise ValueError(f"word {word!r}: {error}") from None
-    return tuple(words), np.array(indices, dtype=np.int64)
+    return words, np.array(indices, dtype=np.int64)
+
+
+def read_words_of(row: Mapping[str, Any], text_column: str) -> Words:
+    """The words of one row.
+
+    Raises:
+        ValueError: The cell is no list, is empty, or a word is no text.
+    """
+    words = _cells(row, text_column)
+    if not words:
+        raise ValueError(f"column {text_column!r} has no words")
+    for place, word in enumerate(words):
+        if not isinstance(word, str) or not word.strip():
+            raise ValueError(f"column {text_column!r}: word {place} must be text, got {word!r}")
+    return tuple(words)
 
 
 def _cells(row: Mapping[str, Any], column: str) -> list[Any]:

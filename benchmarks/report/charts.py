@@ -14,6 +14,7 @@ from lepto.runtime.evidence import Evidence
 from lepto.runtime.manifest import Manifest, PassRecord
 
 SOURCE, RESULT, MUTED, INK = "var(--source)", "var(--result)", "var(--muted)", "var(--ink)"
+PANEL = "var(--panel)"
 SOURCE_SOFT, RESULT_SOFT = "var(--source-soft)", "var(--result-soft)"
 SOURCE_FAINT, RESULT_FAINT = "var(--source-faint)", "var(--result-faint)"
 GOOD, BAD, WARN = "var(--good)", "var(--bad)", "var(--warn)"
@@ -198,7 +199,8 @@ def passes(manifest: Manifest) -> list[Figure]:
             "cliponaxis": False,
             "customdata": [[short(n), "kept" if k else "left out"] for n, _, k in own],
             "hovertemplate": f"%{{customdata[0]}} (%{{customdata[1]}}): %{{x:{form}}} {axis}<extra></extra>",
-            "showlegend": False, "textfont": {"color": INK} if metric else {},
+            "showlegend": False, "textfont": {"color": INK},
+            **({} if metric else {"insidetextfont": {"color": PANEL}}),
         }]  # fmt: skip
         if metric:
             ends = {n: (m.low, m.high) for n, _, _, m, _ in steps if m is not None}

@@ -14,11 +14,10 @@ import numpy.typing as npt
 import torch
 
 from lepto.compiler.cache import Cache
-from lepto.compiler.data import Samples
+from lepto.compiler.data import NO_LABEL, Samples
 from lepto.compiler.source import Source, Text
 from lepto.compiler.training.augment import TextAugmentation, add_noise, mix_arrays, shift_images
 from lepto.compiler.training.pool import (
-    IGNORED,
     Collate,
     Pool,
     Targets,
@@ -149,11 +148,11 @@ def feature_bytes(module: torch.nn.Module, path: str | None, sizes: Sequence[Seq
 def _labels(teacher: Source, samples: Samples, sizes: Sequence[Sequence[int]]) -> list[Any]:
     """For the samples and each copy of them the labels; a copy has none, since its tokens stand elsewhere."""
     if not are_words(samples.inputs):
-        return [samples.labels.tolist(), *[[IGNORED] * len(own) for own in sizes[1:]]]
+        return [samples.labels.tolist(), *[[NO_LABEL] * len(own) for own in sizes[1:]]]
     assert isinstance(samples.inputs, tuple)
     assert teacher.text is not None
-    original = token_labels(read_words(samples.inputs, teacher.text), samples.labels.tolist(), IGNORED)
-    return [original, *[[[IGNORED] * size for size in own] for own in sizes[1:]]]
+    original = token_labels(read_words(samples.inputs, teacher.text), samples.labels.tolist(), NO_LABEL)
+    return [original, *[[[NO_LABEL] * size for size in own] for own in sizes[1:]]]
 
 
 def own_answers(source: Source, samples: Samples, most: int) -> Pool:
@@ -176,7 +175,7 @@ def own_answers(source: Source, samples: Samples, most: int) -> Pool:
     collate, sizes = _collate(source, rows), _sizes(rows, len(some))
     path = head_path(source.module(), {name: torch.from_numpy(np.array(a)) for name, a in source.example.items()})
     targets = teach(source.module(), path, sizes, collate)
-    labels: Any = some.labels.tolist() if some.labels.ndim == 1 else [IGNORED] * len(some)
+    labels: Any = some.labels.tolist() if some.labels.ndim == 1 else [NO_LABEL] * len(some)
     return Pool(collate, sizes, labels, targets)
 
 

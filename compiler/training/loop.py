@@ -13,11 +13,12 @@ import torch
 from torch.nn import functional
 
 from lepto.compiler.context import PassError
+from lepto.compiler.data import NO_LABEL
 from lepto.compiler.source import first_output
 from lepto.compiler.training.first_row import first_row_only
 from lepto.compiler.training.guide import Guide
 from lepto.compiler.training.losses import distillation, feature_distance
-from lepto.compiler.training.pool import IGNORED, Features, Pool, on_device, reduced_precision
+from lepto.compiler.training.pool import Features, Pool, on_device, reduced_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +179,8 @@ def _loss(
             real[place, : pool.sizes[row]] = True
         ours, logits, labels = output[real], logits[real], labels[real]
     loss = schedule.logits * distillation(ours, logits, schedule.temperature)
-    if schedule.labels and bool((labels != IGNORED).any()):
-        loss = loss + schedule.labels * functional.cross_entropy(ours, labels, ignore_index=IGNORED)
+    if schedule.labels and bool((labels != NO_LABEL).any()):
+        loss = loss + schedule.labels * functional.cross_entropy(ours, labels, ignore_index=NO_LABEL)
     if schedule.features and features is not None and seen.value is not None:
         read, wanted = seen.value, features.to(device)
         if output.ndim == 3:

@@ -10,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lepto.compiler.data import NO_LABEL
 from lepto.compiler.source import first_output
 from lepto.compiler.training.first_row import first_row_only
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import this_machine
-
-IGNORED = -100
-"""The label of a sample, or of a token, that has none: torch's own default for cross-entropy."""
 
 Collate = Callable[[Sequence[int]], dict[str, torch.Tensor]]
 """From indices of samples to a module's inputs."""
@@ -152,7 +150,7 @@ class Pool:
     Attributes:
         collate: Makes the student's inputs.
         sizes: Tokens of each sample; 1 where there are none.
-        labels: For each sample its label, or the labels of its tokens; ``IGNORED`` where there is none.
+        labels: For each sample its label, or the labels of its tokens; ``NO_LABEL`` where there is none.
         targets: What the teacher says.
     """
 
@@ -187,7 +185,7 @@ class Pool:
         labels: Any = [self.labels[i] for i in rows]
         if logits.ndim == 3:
             longest = logits.shape[1]
-            labels = [[*row, *[IGNORED] * (longest - len(row))] for row in labels]
+            labels = [[*row, *[NO_LABEL] * (longest - len(row))] for row in labels]
         return self.collate(rows), logits, features, torch.tensor(labels)
 
 
