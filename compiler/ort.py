@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 
 from lepto.compiler.model import OnnxModel, count_operators
-from lepto.runtime.session import session_options
+from lepto.runtime.session import load, session_options
 
 
 def session(model: OnnxModel | bytes, threads: int, *, optimized: Path | None = None) -> onnxruntime.InferenceSession:
@@ -24,8 +24,7 @@ def session(model: OnnxModel | bytes, threads: int, *, optimized: Path | None = 
     options = session_options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    data = model.data if isinstance(model, OnnxModel) else model
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return load(model.data if isinstance(model, OnnxModel) else model, options)
 
 
 def running_operators(model: OnnxModel) -> Counter[str]:

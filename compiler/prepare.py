@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lepto.compiler.data import Samples, load_samples
-from lepto.compiler.pipeline import plan
+from lepto.compiler.pipeline import Pass, plan
 from lepto.compiler.recipe import DEFAULT_SEARCH, NO_SEARCH, Recipe
 from lepto.compiler.source import Source, open_source
 from lepto.compiler.unlabelled import apart_from, load_unlabelled
@@ -14,6 +14,9 @@ from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import this_machine
 from lepto.runtime.manifest import FEATURE_EXTRACTION
 from lepto.runtime.targets import TARGETS, Target
+
+_BF16 = 8.0
+"""The compute capability (Ampere) from which on matrix units take bf16."""
 
 _LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
 
@@ -89,7 +92,7 @@ def prepare(recipe: Recipe) -> Prepared:
             raise LeptoError(
                 f"{lossy[0]} may change answers, and without --eval nobody would know: give evaluation data"
             )
-        _check_tensorrt([step.name for step in steps], target)
+        _check_tensorrt(steps, target)
         if gpu and any(getattr(recipe, n) is not None for n in ("latency_budget", "size_budget")):
             raise LeptoError(f"no search is made for {target.name}: nothing can be timed here. Leave its budgets out")
         reading = [step.name for step in steps if "calibration" in step.reads]
@@ -173,12 +176,19 @@ def _teaches(recipe: Recipe) -> bool:
     return bool(names & {"distill", "quantization-aware"})
 
 
-def _check_tensorrt(names: list[str], target: Target) -> None:
+def _check_tensorrt(steps: list[Pass], target: Target) -> None:
+    names = [step.name for step in steps]
     if target.kind == "cpu" and "tensorrt" in names:
         gpus = ", ".join(one.name for one in TARGETS.values() if one.kind == "gpu")
         raise LeptoError(f"tensorrt prepares a graph for a GPU, and the target is {target.name}: --target {gpus}")
     if target.kind == "gpu" and names[-1:] != ["tensorrt"]:
         raise LeptoError(f"the plan for {target.name} must end in tensorrt, got {', '.join(names)}")
+    in_bf16 = [step for step in steps if getattr(step, "precision", "") == "bf16"]
+    if target.kind == "gpu" and in_bf16 and float(target.compute_capability) < _BF16:
+        raise LeptoError(
+            f"bf16 needs a GPU of compute capability {_BF16:g} or later, and {target.name} has "
+            f"{target.compute_capability}: use tensorrt(precision=fp16)"
+        )
 
 
 def resolve_target(name: str) -> Target:

@@ -40,6 +40,32 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
+def load(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Load a model, or its path, for the CPU; one in bf16 is emulated, see :func:`lepto.runtime.bfloat16.on_a_cpu`."""
+    import onnxruntime
+
+    def made(model: bytes | str) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    try:
+        return made(source)
+    except Exception as error:  # see onnxruntime_session
+        if type(error).__name__ != "NotImplemented":
+            raise
+        from lepto.runtime.bfloat16 import on_a_cpu
+
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        try:
+            emulated = on_a_cpu(data)
+        except ImportError:
+            raise LeptoError(
+                f"{_first_line(error)}; if the model is in bf16: pip install onnx, to emulate it"
+            ) from None
+        if emulated == data:
+            raise
+        return made(emulated)
+
+
 def onnxruntime_session(model: bytes | Path, *, threads: int) -> onnxruntime.InferenceSession:
     """Load a model for the CPU with :func:`session_options`.
 
@@ -58,7 +84,7 @@ def onnxruntime_session(model: bytes | Path, *, threads: int) -> onnxruntime.Inf
     options = session_options(threads)
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return load(source, options)
     except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
         what = "the model" if isinstance(model, bytes) else str(model)
         raise LeptoError(f"onnxruntime {onnxruntime.__version__} cannot load {what}: {_first_line(error)}") from error

@@ -27,10 +27,11 @@ from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import FEATURE_EXTRACTION, PassRecord, Tolerance
 from lepto.runtime.package import ENGINE, ENGINE_RECORD, Package
 
-# What fp16 and int8 kernels of a GPU may add to what the same graph gives on a CPU.
+# What 16-bit and int8 kernels of a GPU may add to what the same graph gives on a CPU.
 _TOLERANCES = {
     "fp32": Tolerance(atol=1e-2, rtol=1e-2),
     "fp16": Tolerance(atol=0.05, rtol=0.05),
+    "bf16": Tolerance(atol=0.25, rtol=0.05),
     "int8": Tolerance(atol=0.25, rtol=0.05),
 }
 

@@ -76,6 +76,35 @@ def reaches(model: OnnxModel, feeds: Sequence[Feed], threads: int) -> dict[str, 
     return found
 
 
+def without_bf16(model: OnnxModel, asked: Collection[str] = ()) -> list[Kept]:
+    """The nodes that must stay in float32 beside bf16, in the graph's order: nothing overflows that did not before.
+
+    Args:
+        model: With names on all nodes.
+        asked: Nodes to keep whatever they are.
+    """
+    proto = model.proto()
+    floats = float_tensors(proto) | {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    kept = []
+    for node in proto.graph.node:
+        if not floats & {*node.input, *node.output}:
+            continue
+        why = "asked for" if node.name in asked else "" if _has_bf16(node, opset) else "has no bf16 form"
+        if why:
+            kept.append(Kept(node.name, node.op_type, layer_of(node), 0.0, why))
+    return kept
+
+
+def _has_bf16(node: onnx.NodeProto, opset: int) -> bool:
+    if node.domain == DOMAIN:
+        return True  # its body is made of operators that have it
+    if node.op_type in _SINGLE:
+        return False
+    schema = onnx.defs.get_schema(node.op_type, opset, "")
+    return any("tensor(bfloat16)" in constraint.allowed_type_strs for constraint in schema.type_constraints)
+
+
 def overflow_prone(
     model: OnnxModel, seen: Mapping[str, float], *, margin: float, asked: Collection[str] = ()
 ) -> list[Kept]:

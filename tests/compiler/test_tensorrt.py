@@ -58,7 +58,7 @@ def spec_of(model: OnnxModel, target: str = "rtx-ada", **options: Any) -> dict[s
     return build_spec(model, TARGETS[target], profile, step, Tolerance(atol=0.1, rtol=0.1))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_a_prepared_graph_answers_alike_and_is_built(precision: Any) -> None:
     model, samples = mlp(), feeds()
     context = Context(calibration=samples)
@@ -66,11 +66,11 @@ def test_a_prepared_graph_answers_alike_and_is_built(precision: Any) -> None:
     prepared = Tensorrt(precision=precision)(model, context)
     assert OnnxModel(model.data).digest == before
     proof = parity(runner(model, 1), runner(prepared, 1), samples)
-    assert proof.max_rel < {"fp32": 1e-6, "fp16": 5e-3, "int8": 0.1}[precision]
+    assert proof.max_rel < {"fp32": 1e-6, "fp16": 5e-3, "bf16": 3e-2, "int8": 0.1}[precision]
     assert {node.domain for node in prepared.proto().graph.node} == {""}
     kinds = {t.data_type for t in prepared.proto().graph.initializer if len(t.dims) == 2}
-    types = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
-    assert kinds == {types[precision]}
+    types = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8"}
+    assert kinds == {onnx.TensorProto.DataType.Value(types[precision])}
     assert prepared.operators()["QuantizeLinear"] == (2 if precision == "int8" else 0)
     pytest.importorskip("tensorrt_rtx")
     built = build_engine(prepared, spec_of(prepared, precision=precision), "tensorrt_rtx", limit_s=60)
@@ -105,6 +105,22 @@ def test_what_overflows_stays_in_float32_and_is_told() -> None:
     node = next(n.name or "" for n in prepared.proto().graph.node if n.op_type == "Relu")
     Tensorrt(keep=(node,))(large, asked)
     assert [row[2] for row in asked.tables[0].rows] == ["asked for"]
+
+
+def test_bf16_overflows_nowhere_and_leaves_out_what_has_no_such_form() -> None:
+    large = graph("h = MatMul(x, a) r = Relu(h) y = Mul(r, r)", a=np.eye(16) * 300)
+    sample = feeds(4, 100.0)
+    assert np.abs(runner(large, 1)(sample[0])).max() > 1e8
+    context = Context(calibration=sample)
+    prepared = Tensorrt(precision="bf16")(large, context)
+    assert context.tables[0].rows == []
+    assert "bf16 holds what fp32 does" in context.notes[0]
+    assert 1e-4 < parity(runner(large, 1), runner(prepared, 1), sample).max_rel < 3e-2
+    some = graph("h = MatMul(x, a) s = HardSwish(h) y = Relu(s)", a=np.eye(16))
+    context = Context(calibration=feeds())
+    prepared = Tensorrt(precision="bf16")(some, context)
+    assert [row[1:3] for row in context.tables[0].rows] == [["HardSwish", "has no bf16 form"]]
+    assert parity(runner(some, 1), runner(prepared, 1), feeds(4)).max_rel < 3e-2
 
 
 def test_an_epsilon_that_fp16_would_lose_keeps_its_node() -> None:
@@ -228,6 +244,7 @@ def test_plans_that_do_not_fit_the_target(toy: Toy, lepto: Lepto, tmp_path: Path
         ("fuse", "l4", "must end in tensorrt"),
         ("tensorrt", "x86-64-v3", "tensorrt prepares a graph for a GPU"),
         ("fuse,tensorrt", "l4", "fuse writes what TensorRT does not read"),
+        ("tensorrt(precision=bf16)", "t4", "bf16 needs a GPU of compute capability 8 or later, and t4 has 7.5"),
     ):
         ran = lepto("compile", *toy.flags(target=target, passes=passes), "-o", tmp_path / "out")
         assert ran.code == 2
