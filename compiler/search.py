@@ -228,7 +228,7 @@ class Search:
             taught, every = (*taught, *more), [*every, *more]
         # Samples that the source was trained on say less, and a bound asks for more than a point.
         margin = (reference - minimum) * (1.0 if self.strict else 0.25 if self.clean else 0.5)
-        less = self._smaller(base, cutter, teaching, taught, minimum + margin, unit / teaching.epoch, notes)
+        less = self._smaller(base, cutter, teaching, taught, minimum, minimum + margin, unit / teaching.epoch, notes)
         taught, every = (*taught, *less), [*every, *less]
         ranked = halving.ranked(taught, minimum + margin, key)
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
@@ -279,13 +279,15 @@ class Search:
         cutter: Cutter,
         teaching: Teaching,
         taught: Sequence[Student],
+        minimum: float,
         enough: float,
         portion_epochs: float,
         notes: list[str],
     ) -> list[Student]:
         """Where a candidate is good enough and time is left: it is cut further, as long as it stays good enough.
 
-        It begins with what it has learned, so that little is lost at each step and soon learned again.
+        It begins with what it has learned, so that little is lost at each step and soon learned again; one that comes
+        near is taught a second time.
         """
         key, found = key_of(self.objective), list[Student]()
         good = [s for s in taught if s.score >= enough - 1e-12]
@@ -312,9 +314,15 @@ class Search:
                 break
             notes.append(f"{last.shape} was good enough, and was cut to {now.shape}")
             self.say(f"{last.shape} is good enough (at least {enough:.4f} is looked for): it is cut to {now.shape}")
-            epochs = round(share * SMALLER.portions * portion_epochs, 2)
-            self._teach(teaching, now, epochs, len(halving.RUNGS) + 1 + len(found), SMALLER.learning_rate)
+            number = len(halving.RUNGS) + 1 + len(found)
             found.append(now)
+            for again in range(2):
+                if again:
+                    share = allowed_share(needed_s, self.spent.left)
+                    if share < ENOUGH or not minimum <= now.score < enough - 1e-12:
+                        break  # the time is up, or it is there, or too far from it
+                epochs = round(share * SMALLER.portions * portion_epochs, 2)
+                self._teach(teaching, now, epochs, number + again * MOST_CUTS, SMALLER.learning_rate)
             if now.score < enough - 1e-12:
                 break
             good.append(now)

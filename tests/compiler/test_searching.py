@@ -137,6 +137,23 @@ def test_where_one_is_good_enough_and_time_is_left_it_is_cut_further(
     assert len(names) == before
 
 
+def test_a_cut_that_comes_near_is_taught_a_second_time(
+    toy: Toy, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = cut_encoder.EncoderCutter.shapes
+    monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", lambda self: every(self)[-1:])
+    monkeypatch.setattr(search, "MOST_CUTS", 1)
+    # Three rounds; the cut one below what is looked for to be safe (0.765), but not below the least (0.63); and then.
+    scores = iter((0.9, 0.9, 0.9, 0.7, 0.8))
+    monkeypatch.setattr(search.Search, "_on_dev", lambda *_: next(scores))
+    package = compile_model(recipe(toy, max_drop="30%"), tmp_path / "out")
+    found = package.manifest.environment["search"]
+    first, cut = sorted(found["candidates"], key=lambda c: -c["bytes"])
+    assert (first["score"], cut["score"]) == (0.9, 0.8)
+    assert found["winner"] == cut["shape"]
+    assert not [*scores]
+
+
 def test_where_no_candidate_is_good_enough_a_larger_one_is_taught(
     toy: Toy, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
