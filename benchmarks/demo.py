@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.markup import escape
 
 from lepto.benchmarks.workloads.shop_intents import workload as intents
-from lepto.runtime.console import Output
+from lepto.runtime.console import Output, size_text
 from lepto.runtime.errors import LeptoError
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _summarise(manifest: Manifest, output: Output) -> None:
         f"package and original ({speed.against}, measured in pairs)",
         ["", "original", "package", "change"],
         [
-            ["size", *(f"{size / 1e6:.1f} MB" for size in (source.bytes, result.bytes)), _times(source, result)],
+            ["size", *(size_text(size) for size in (source.bytes, result.bytes)), _times(source, result)],
             ["p50", _ms(source.p50_ms), _ms(result.p50_ms), faster],
             ["accuracy", f"{before.value:.2%}", f"{after.value:.2%}", drop],
         ],

@@ -13,7 +13,7 @@ from lepto.compiler.passes import PASSES
 from lepto.compiler.passes.options import describe
 from lepto.compiler.recipe import Recipe, load_recipe_values, make_recipe
 from lepto.compiler.recipe import recipe_schema as schema_of_recipes
-from lepto.runtime.console import Output
+from lepto.runtime.console import Output, size_text
 
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; the rest goes to stderr.")]
 _Model = "A Hugging Face directory or hub id, an ONNX file, or package.module:factory."
@@ -126,7 +126,7 @@ def compile_(
     )
     console.print(
         f"[bold green]{escape(str(package.path))}[/bold green]: {speed}, "
-        f"{result.bytes / 1e6:.1f} MB (source {source.bytes / 1e6:.1f} MB)"
+        f"{size_text(result.bytes)} (source {size_text(source.bytes)})"
         + (f", {result.metric.name} {result.metric.value:.4f}" if result.metric else "")
         + (f" (source {source.metric.value:.4f})" if source.metric else "")
     )
@@ -143,7 +143,7 @@ def compile_(
 def _settings(prepared: Any, output: Path | None) -> dict[str, Any]:
     recipe, source, more = prepared.recipe, prepared.source, prepared.unlabelled
     return {
-        "model": f"{source.description}, {source.parameters:,} parameters, {source.bytes / 1e6:.1f} MB",
+        "model": f"{source.description}, {source.parameters:,} parameters, {size_text(source.bytes)}",
         "task": source.task,
         "train": f"{recipe.train} ({len(prepared.train):,} samples)" if prepared.train else None,
         **({"unlabelled": f"{recipe.unlabelled} ({len(more):,} samples)"} if more is not None else {}),

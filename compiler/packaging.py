@@ -15,6 +15,7 @@ from lepto.compiler.difference import Difference
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import session
 from lepto.compiler.verify import pad
+from lepto.runtime.console import size_text
 from lepto.runtime.evidence import Evidence
 from lepto.runtime.manifest import (
     Manifest,
@@ -180,7 +181,7 @@ def card(manifest: Manifest, bound: Difference | None) -> str:
             f"| {a.name} (n = {a.n}, 95 % interval) | {a.value:.4f} [{a.low:.4f}, {a.high:.4f}] | "
             f"{b.value:.4f} [{b.low:.4f}, {b.high:.4f}] |"
         )
-    lines.append(f"| size | {source.bytes / 1e6:.1f} MB | {result.bytes / 1e6:.1f} MB |")
+    lines.append(f"| size | {size_text(source.bytes)} | {size_text(result.bytes)} |")
     if source.p50_ms is not None and result.p50_ms is not None:
         lines.append(f"| p50, batch 1, {manifest.threads} threads | {source.p50_ms:.2f} ms | {result.p50_ms:.2f} ms |")
     lines.append("")

@@ -25,7 +25,7 @@ from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.options import alternatives, make_pass
 from lepto.compiler.source import Source
 from lepto.compiler.verify import first_difference
-from lepto.runtime.console import Output
+from lepto.runtime.console import Output, size_text
 from lepto.runtime.manifest import Metric, PassRecord
 
 
@@ -312,7 +312,7 @@ class Pipeline:
         said = escape(f", {metric.name} {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]") if metric else ""
         speed = f", p50 {p50_ms:.2f} ms" if p50_ms is not None else ""
         how = "[dim]cached[/dim]" if cached else f"{seconds:.1f} s"
-        self.output.print(f"[bold]{name}[/bold] {mark}: {model.bytes / 1e6:.1f} MB{said}{speed} ({how})")
+        self.output.print(f"[bold]{name}[/bold] {mark}: {size_text(model.bytes)}{said}{speed} ({how})")
         self.output.print(f"  [dim]{escape(reason)}[/dim]")
 
     @contextlib.contextmanager

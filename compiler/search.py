@@ -54,6 +54,7 @@ from lepto.compiler.spent import Spent
 from lepto.compiler.teaching import Say, Teaching, Tell
 from lepto.compiler.verify import encode, logits_in_batches
 from lepto.compiler.workers import Workers, cluster
+from lepto.runtime.console import size_text
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.measure import FORM as TIMING_FORM
 
@@ -395,7 +396,7 @@ class Search:
             student.source, student.score = learned, score
         self.say(
             f"{student.shape}: {score:.4f} on the development samples after {student.epochs:g} epochs, "
-            f"{student.cost.p50_ms:.3f} ms, {student.cost.bytes / 1e6:.1f} MB "
+            f"{student.cost.p50_ms:.3f} ms, {size_text(student.cost.bytes)} "
             f"({'cached' if cached else f'{took:.0f} s'})"
         )
         return took

@@ -19,7 +19,7 @@ from lepto.compiler.context import Context, Left
 from lepto.compiler.derived import load, save
 from lepto.compiler.evaluate import Evaluator
 from lepto.compiler.source import Source
-from lepto.runtime.console import Output
+from lepto.runtime.console import Output, size_text
 from lepto.runtime.manifest import PassRecord
 
 
@@ -116,6 +116,6 @@ def apply_source_passes(
         mark = "[yellow]left out[/yellow]" if left else "[green]kept[/green]"
         said = f", {metric.name} {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]" if metric else ""
         how = "cached" if cached else f"{seconds:.1f} s"
-        console.print(f"[bold]{step.name}[/bold] {mark}: {current.bytes / 1e6:.1f} MB{escape(said)} [dim]({how})[/dim]")
+        console.print(f"[bold]{step.name}[/bold] {mark}: {size_text(current.bytes)}{escape(said)} [dim]({how})[/dim]")
         console.print(f"  [dim]{escape(record.reason)}[/dim]")
     return current, records

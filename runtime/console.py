@@ -21,6 +21,11 @@ from rich.progress import (
 from rich.table import Table
 
 
+def size_text(size: int) -> str:
+    """Bytes for people: ``3.1 MB``, below a million ``37.5 kB``."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> NoReturn:
         """Let the command line decide what a closed pipe means; rich would exit with 1, which here is a verdict."""

@@ -30,6 +30,7 @@ from lepto.benchmarks.report.quality import Slice, confusion, reliability, roc
 from lepto.runtime.evidence import Answers, Ints
 
 _SLICES = 24
+_WRITTEN = 12  # classes up to which counts stand in the cells
 _CELLS = 400
 
 Sides = Sequence[tuple[str, str, Answers]]
@@ -58,6 +59,8 @@ def confusion_figure(labels: Ints, names: Sequence[str], found: Sides) -> Figure
     for name, color, _ in reversed(found):
         # Few of a row's samples must be seen beside the many on the diagonal.
         soft, faint = (SOURCE_SOFT, SOURCE_FAINT) if name == "source" else (RESULT_SOFT, RESULT_FAINT)
+        # Where counts are written into the cells, these stay light enough for ink, in the dark dark enough.
+        full = soft if len(names) <= _WRITTEN else color
         views.append(
             View(
                 name,
@@ -66,7 +69,7 @@ def confusion_figure(labels: Ints, names: Sequence[str], found: Sides) -> Figure
                         counts[name] / total,
                         counts[name],
                         shown,
-                        [[0, "var(--panel)"], [0.001, faint], [0.2, soft], [1, color]],
+                        [[0, "var(--panel)"], [0.001, faint], [0.2, soft], [1, full]],
                     )
                 ],
             )
@@ -114,7 +117,7 @@ def _heat(values: Any, counts: Any, names: Sequence[str], scale: Any) -> dict[st
     }  # fmt: skip
     if len(set(names)) < len(names):  # shortened alike: plotly would merge them
         trace |= {"x": [f"{i} {n}" for i, n in enumerate(names)], "y": [f"{i} {n}" for i, n in enumerate(names)]}
-    if len(names) <= 12:
+    if len(names) <= _WRITTEN:
         trace |= {"text": counts.tolist(), "texttemplate": "%{text}", "textfont": {"color": INK}}
     return trace
 

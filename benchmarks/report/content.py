@@ -11,6 +11,7 @@ from lepto.benchmarks.report import charts, charts_quality
 from lepto.benchmarks.report.charts import Figure
 from lepto.benchmarks.report.measured import Explained, Known
 from lepto.benchmarks.report.quality import divergence, length_slices, reliability, roc, slices
+from lepto.runtime.console import size_text
 from lepto.runtime.manifest import TOKEN_CLASSIFICATION
 
 
@@ -137,7 +138,7 @@ def _cards(known: Known) -> list[Card]:
         s = result.speedup
         cards.append(Card("times as fast", f"{s.value:.1f} x", f"{s.low:.1f} to {s.high:.1f}, than {s.against}"))
     note = f"{source.bytes / max(result.bytes, 1):.1f} times smaller; {source.parameters:,} parameters went in"
-    cards.append(Card("size", f"{source.bytes / 1e6:.1f} → {result.bytes / 1e6:.1f} MB", note))
+    cards.append(Card("size", f"{size_text(source.bytes)} → {size_text(result.bytes)}", note))
     if result.agreement is not None:
         cards.append(Card("same answer as the source", f"{result.agreement:.2%}", "on the evaluation samples"))
     numbers = summary(known)

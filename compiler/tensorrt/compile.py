@@ -22,7 +22,7 @@ from lepto.compiler.tensorrt.engine import build_engine, find_builder
 from lepto.compiler.tensorrt.kit import build_spec, kit_files, kit_text
 from lepto.compiler.tensorrt.profiles import profile_of
 from lepto.compiler.verify import encode
-from lepto.runtime.console import Output
+from lepto.runtime.console import Output, size_text
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import FEATURE_EXTRACTION, PassRecord, Tolerance
 from lepto.runtime.package import ENGINE, ENGINE_RECORD, Package
@@ -164,7 +164,7 @@ def _engine(
     record = built.record
     console.print(
         f"[bold]engine[/bold] built by {record['runtime']} {record['version']} for compute capability "
-        f"{record['compute_capability']}: {record['bytes'] / 1e6:.1f} MB ({record['seconds']:.1f} s); "
+        f"{record['compute_capability']}: {size_text(record['bytes'])} ({record['seconds']:.1f} s); "
         "its speed is not measured here"
     )
     document = json.dumps(dict(record), indent=2) + "\n"
