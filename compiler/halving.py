@@ -157,6 +157,26 @@ def fitting(students: list[Student], portion_s: float, left_s: float) -> list[St
     return students
 
 
+def margin(allowed: float, samples: int, *, clean: bool, strict: bool) -> float:
+    """How far above the lowest score a student is to be, since one is judged, once, and not on these samples.
+
+    A share of the allowed drop: samples that the source was trained on say less, and a bound asks for more than a
+    point. At least half a standard error of a difference: few samples hardly tell students apart.
+
+    Args:
+        allowed: The largest drop.
+        samples: Development samples.
+        clean: Whether the source has not seen them.
+        strict: Whether a bound must keep the drop.
+    """
+    share = 1.0 if strict else 0.25 if clean else 0.5
+    return max(share * allowed, 0.5 * (_CHANGED / samples) ** 0.5)
+
+
+_CHANGED = 0.05
+"""The share of the answers in which a student typically differs from the source in right and wrong."""
+
+
 def ranked(students: Sequence[Student], enough: float, key: Callable[[Cost], float]) -> tuple[Student, ...]:
     """The order in which students are to be judged: the cheapest that is good enough, then dearer ones by accuracy.
 

@@ -227,8 +227,7 @@ class Search:
         if self.clean and max(s.score for s in taught) < minimum:
             more = self._larger(base, cutter, teaching, minimum, unit / teaching.epoch, notes)
             taught, every = (*taught, *more), [*every, *more]
-        # Samples that the source was trained on say less, and a bound asks for more than a point.
-        margin = (reference - minimum) * (1.0 if self.strict else 0.25 if self.clean else 0.5)
+        margin = halving.margin(reference - minimum, len(self.dev), clean=self.clean, strict=self.strict)
         less = self._smaller(base, cutter, teaching, taught, minimum, minimum + margin, unit / teaching.epoch, notes)
         taught, every = (*taught, *less), [*every, *less]
         ranked = halving.ranked(taught, minimum + margin, key)

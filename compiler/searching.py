@@ -33,10 +33,9 @@ if TYPE_CHECKING:
     from lepto.compiler.prepare import Prepared
 
 _DEVELOPMENT_SHARE, _DEVELOPMENT_MOST = 0.1, 5_000
-_FINALISTS = 2
-"""How many students come before the evaluation data, once, in the order that the search has fixed before: the first
-that keeps the budget is taken, and nothing is taught or chosen after it. Where a bound is asked for it is one student:
-a level of confidence holds for one look."""
+_MOST_COMPILED = 3
+"""How many students are compiled at most until one keeps the latency and size budgets. One student comes before the
+evaluation data, once; nothing is taught or chosen after it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def search(
     _show(found, best, console)
     for note in found.notes:
         console.print(f"note: {escape(note)}")
-    for attempt, student in enumerate(found.ranked[: 1 if recipe.confidence is not None else _FINALISTS], 1):
+    for student in found.ranked[:_MOST_COMPILED]:
         judge = dataclasses.replace(evaluator, samples=dev, current=student.source)
         logits, _ = judge.source_logits()
         steered = Budget(judge.metric(logits, "source"), 1.0)  # the search has judged already; nothing is refused here
@@ -116,16 +115,15 @@ def search(
                 "minimum": found.minimum,
                 "candidates": [{**s.to_json(), "front": id(s) in best} for s in found.everyone],
                 "winner": student.shape.name,
-                "judged_on_evaluation_data": attempt,
                 "development_samples": len(dev),
                 "unlabelled_samples": 0 if more is None else len(more),
             }
-            console.print(f"students judged on the evaluation data: {attempt}")
             return Searched(student.source, pipeline, candidate, record)
         console.print(
             f"[yellow]{escape(str(student.shape))}[/yellow] is over the budget on the evaluation data: "
             f"{escape(budget.said(candidate.metric, outcomes))}"
         )
+        break
     console.print("no student keeps the budget: the source itself is compiled")
     return None
 

@@ -24,6 +24,7 @@ from lepto.compiler.halving import (
     answerable,
     front,
     key_of,
+    margin,
     portion,
     portions,
     ranked,
@@ -86,6 +87,14 @@ def test_the_cheapest_good_one_is_judged_first_and_then_dearer_ones_by_accuracy(
     assert ranked(everyone, 0.95, FASTEST) == (pick, best, better, equal)
     assert ranked([pick, equal], 0.95, FASTEST) == (pick, equal)  # not told apart: the dearer one is the safer one
     assert ranked(everyone, 0.99, FASTEST) == (best,)  # none is good enough
+
+
+def test_the_margin_is_a_share_of_the_drop_and_grows_where_samples_are_few() -> None:
+    assert margin(0.01, 10_000, clean=True, strict=False) == pytest.approx(0.0025)
+    assert margin(0.01, 10_000, clean=False, strict=False) == pytest.approx(0.005)
+    assert margin(0.01, 10_000, clean=True, strict=True) == pytest.approx(0.01)
+    assert margin(0.01, 125, clean=True, strict=False) == pytest.approx(0.01)  # half of sqrt(0.05 / 125)
+    assert margin(0.01, 20, clean=False, strict=False) == pytest.approx(0.025)
 
 
 def test_larger_shapes_begin_where_the_candidates_end() -> None:

@@ -61,7 +61,6 @@ def test_without_passes_a_smaller_model_is_found_and_the_same_again(
     found = package.manifest.environment["search"]
     assert found["winner"] in records["prune"].reason
     assert found["winner"] in [c["shape"] for c in found["candidates"] if c["front"] or c["epochs"]]
-    assert found["judged_on_evaluation_data"] >= 1
     assert {"score", "epochs", "p50_ms", "p90_ms", "throughput", "bytes"} <= {*found["candidates"][0]}
     assert package.manifest.result.bytes < package.manifest.source.bytes
     assert all(check.ok for check in verify_package(package))
