@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -170,7 +171,7 @@ def margin(allowed: float, samples: int, *, clean: bool, strict: bool) -> float:
         strict: Whether a bound must keep the drop.
     """
     share = 1.0 if strict else 0.25 if clean else 0.5
-    return max(share * allowed, 0.5 * (_CHANGED / samples) ** 0.5)
+    return max(share * allowed, 0.5 * math.sqrt(_CHANGED / samples))
 
 
 _CHANGED = 0.05
