@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def prepare(recipe: Recipe) -> Prepared:
     Raises:
         LeptoError: Something cannot be used; the message says what and why.
     """
+    _check_alone()
     target = resolve_target(recipe.target)
     source = open_source(recipe.model, recipe.task)
     check_weights(source)
@@ -174,6 +176,15 @@ def _teaches(recipe: Recipe) -> bool:
     """Whether a plan has a pass that learns from the source's answers."""
     names = {step.name for entry in recipe.passes or () for step in plan(entry)}
     return bool(names & {"distill", "quantization-aware"})
+
+
+def _check_alone() -> None:
+    """Refuse to be one of several processes: all would write one package, and wait for each other in the cache."""
+    if (count := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
+        raise LeptoError(
+            f"this is one of {count} processes (WORLD_SIZE, as torchrun sets it), and a model is compiled by one: "
+            "start lepto without torchrun. --workers 2 teaches the candidates of a search side by side"
+        )
 
 
 def _check_tensorrt(steps: list[Pass], target: Target) -> None:
