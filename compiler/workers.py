@@ -67,7 +67,9 @@ def cluster(workers: Workers) -> Iterator[Any]:
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise LeptoError(f"no Ray cluster at {workers.address or 'this machine'}: {error}") from error
+            # A server that asks for a token does not say so: the client just waits until its time is up.
+            hint = "" if workers.address is None else " (does it run, and has it this side's RAY_AUTH_MODE and token?)"
+            raise LeptoError(f"no Ray cluster at {workers.address or 'this machine'}: {error}{hint}") from error
     try:
         yield ray
     finally:
