@@ -293,7 +293,7 @@ def _named(feature: Any, value: Any, class_label: type) -> Any:
     if isinstance(value, list):
         inner = getattr(feature, "feature", None)
         return [_named(inner, item, class_label) for item in value]
-    return feature.int2str(value) if isinstance(feature, class_label) and value >= 0 else value  # type: ignore[attr-defined]
+    return feature.int2str(value) if isinstance(feature, class_label) and value >= 0 else value  # type: ignore[attr-defined]  # a type alone
 
 
 def _arrays(

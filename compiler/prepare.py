@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.pipeline import Pass, plan
@@ -63,14 +64,14 @@ def prepare(recipe: Recipe) -> Prepared:
     target = resolve_target(recipe.target)
     source = open_source(recipe.model, recipe.task)
     check_weights(source)
-    read = {
+    read: dict[str, Any] = {
         "text_column": recipe.text_column,
         "label_column": recipe.label_column,
         "labels": source.labels,
         "task": source.task,
     }
-    train = load_samples(recipe.train, split="train", **read) if recipe.train else None  # type: ignore[arg-type]
-    evaluation = load_samples(recipe.eval, split="test", **read) if recipe.eval else None  # type: ignore[arg-type]
+    train = load_samples(recipe.train, split="train", **read) if recipe.train else None
+    evaluation = load_samples(recipe.eval, split="test", **read) if recipe.eval else None
     for samples in (train, evaluation):
         check_inputs(samples, source)
     if evaluation is not None and evaluation.one_label:

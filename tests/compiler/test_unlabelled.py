@@ -77,7 +77,7 @@ def test_what_judges_is_not_learned_from() -> None:
     arrays = Samples({"x": np.arange(6.0).reshape(3, 2)}, np.full(3, NO_LABEL), "more")
     kept = apart_from(arrays, [Samples({"x": np.array([[2.0, 3.0]])}, np.array([0]), "held")])
     assert kept is not None
-    np.testing.assert_array_equal(kept.inputs["x"], [[0, 1], [4, 5]])  # type: ignore[call-overload]
+    np.testing.assert_array_equal(kept.inputs["x"], [[0, 1], [4, 5]])  # type: ignore[call-overload]  # arrays, here
 
 
 def test_they_stand_behind_the_labelled_ones() -> None:
