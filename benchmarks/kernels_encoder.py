@@ -43,7 +43,7 @@ def without_padding(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.
     """The first token's last hidden state ``[B, hidden]``: unpadded before the embedding, nothing padded again.
 
     Args:
-        model: With ``attn_implementation="lepto"``.
+        model: With ``attn_implementation="lepto"``, compiled or not.
         ids: ``[B, S]``.
         mask: ``[B, S]``.
     """
@@ -62,6 +62,7 @@ def contenders(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, t
     from lepto.kernels.ship.transformers import install
 
     name = install()
+    compiled = torch.compile(model, dynamic=False)
 
     def padded(run: Any) -> Callable[[], torch.Tensor]:
         def call() -> torch.Tensor:
@@ -76,4 +77,5 @@ def contenders(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, t
         "eager": ("eager", padded(model)),
         "sdpa": ("sdpa", padded(model)),
         "torch.compile, sdpa": ("sdpa", padded(torch.compile(model, dynamic=False))),
+        "torch.compile, lepto without padding": (name, lambda: without_padding(compiled, ids, mask)),
     }

@@ -93,28 +93,33 @@ def attention_decode(
     config = choose_decode(name, head_dim, block_m)
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     splits = splits or _splits(q, batch * kv_heads, triton.cdiv(capacity, config.block_n))
-    partial = torch.empty((batch, kv_heads, splits, block_m, head_dim), dtype=torch.float32, device=q.device)
-    partial_lse = torch.empty((batch, kv_heads, splits, block_m), dtype=torch.float32, device=q.device)
+    whole = splits == 1
+    partial = None if whole else q.new_empty((batch, kv_heads, splits, block_m, head_dim), dtype=torch.float32)
+    partial_lse = None if whole else q.new_empty((batch, kv_heads, splits, block_m), dtype=torch.float32)
     out = torch.empty((batch, queries, heads, head_dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
     if not q.numel():
         return (out, lse) if return_lse else out
     scales = [_scale_of(s, k_cache) for s in (k_scale, v_scale)]
+    # From Hopper on a kernel can be launched while the one before it runs (programmatic dependent launch).
+    chained = {"launch_pdl": True} if not whole and name in ("sm_90", "sm_100") else {}
     _decode_kernel[(batch * kv_heads * splits,)](
-        q, k_cache, v_cache, block_table, lengths, *scales, partial, partial_lse,
+        q, k_cache, v_cache, block_table, lengths, *scales, partial, partial_lse, out, lse,
         *strides(q, 0, 1, 2), *strides(k_cache, 0, 1, 2), *strides(v_cache, 0, 1, 2),
         block_table.stride(0) if block_table is not None else 0,
         *(strides(scales[0], 0, 1, 2)), *(strides(scales[1], 0, 1, 2)),
         kv_heads, group, queries, k_cache.shape[1], splits, window, float(scale), float(softcap),
         HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_N=config.block_n, BLOCK_D=padded_head_dim(head_dim),
         PAGED=block_table is not None, SCALED=k_scale is not None, LEFT=window >= 0, SOFTCAP=softcap > 0,
-        WIDEN=q.dtype == torch.bfloat16 and interpreted(_decode_kernel),
+        WIDEN=q.dtype == torch.bfloat16 and interpreted(_decode_kernel), WHOLE=whole, CHAINED=bool(chained),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    _join_kernel[(batch * heads * queries,)](
-        partial, partial_lse, out, lse, kv_heads, group, queries, splits,
-        HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_D=padded_head_dim(head_dim), SPLITS=triton.next_power_of_2(splits),
-    )  # fmt: skip
+    if not whole:
+        _join_kernel[(batch * heads * queries,)](
+            partial, partial_lse, out, lse, kv_heads, group, queries, splits,
+            HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_D=padded_head_dim(head_dim),
+            SPLITS=triton.next_power_of_2(splits), CHAINED=bool(chained), **chained,
+        )  # fmt: skip
     return (out, lse) if return_lse else out
 
 

@@ -125,7 +125,7 @@ def _attend(
     return acc, total, top
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "group", "max_q", "max_k", "left", "right"])  # else compiled for each kind
 def _attention_forward_kernel(
     Q,  # [B, H, S_q, D] by strides, last dimension contiguous; packed: [T_q, H, D]
     K,  # [B, G, S_k, D]; packed: [T_k, G, D]
@@ -180,6 +180,9 @@ def _attention_forward_kernel(
     INT8: tl.constexpr,
     WIDEN: tl.constexpr,  # the interpreter multiplies the bits of bfloat16 as integers; in float32 it is exact
 ):
+    # Inductor passes a Python float in 64 bits, and scores of 64 bits would not go with the sums of 32.
+    scale = tl.cast(scale, tl.float32)
+    softcap = tl.cast(softcap, tl.float32)
     blocks = tl.cdiv(max_q, BLOCK_M)
     program = tl.program_id(0)
     # The last rows of a causal mask have the most keys: they start first.

@@ -1,115 +1,371 @@
-"""Attention for Hopper: tiles come by TMA, and warps of their own load them while others multiply.
+"""Attention for Hopper in Gluon, Triton's own language for what its compiler does not schedule by itself.
 
-For dense batches without masks other than the causal one. Descriptors are made on the device, in memory that Triton's
-runtime hands to the kernel, so that it runs in-process only: neither a cubin nor a TensorRT plugin has such memory.
-Warp specialization is Triton's (``tl.range(warp_specialize=True)``), which takes place on sm_90 with four warps alone;
-the tests look for it in the code.
+One warp loads tiles by TMA; groups of four warps multiply, each for 64 query rows of its own. While a group's values
+are being added, the scores of its next keys are already multiplied and its softmax runs beside them; the groups take
+turns, so that one multiplies while another computes exponentials (FlashAttention-3, arXiv 2407.08608). The grid is as
+large as the GPU, and a program goes on to its next tile while the last one is written.
+
+For dense batches without masks other than the causal one, in-process only: the descriptors of TMA are made by Triton's
+launcher. Triton's interpreter knows no Gluon; the tests run these functions by threads and barriers of their own.
 """
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 
-from lepto.kernels.attention.forward import LN_2, LOG2_E
+LOG2_E = gl.constexpr(1.4426950408889634)
+LN_2 = gl.constexpr(0.6931471805599453)
+# Triton 3.8 gave them these names.
+_load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+_store_tile = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
+GROUP_ROWS = gl.constexpr(64)
+"""Query rows of a group: what one ``wgmma`` of four warps multiplies."""
+# A wait is no reason for ptxas to have computed something before it, and it moves the exponentials behind the wait that
+# they should hide. An instruction that is never taken (no sum is -1), but could be seen from outside, keeps them here.
+STAY = gl.constexpr("{ .reg .pred p; setp.eq.f32 p, $1, 0fBF800000; @p pmevent 1; mov.b32 $0, $1; }")
 
 
-@triton.jit
+@gluon.jit
+def _place(tile, blocks, heads, batches, lanes):
+    """The block of rows, the head and the batch of a tile.
+
+    ``lanes`` heads at a time, so that their keys and values stay in the L2 cache; among those, the last rows of all
+    heads come first: they have the most keys under a causal mask.
+    """
+    total = heads * batches
+    first = tile // (blocks * lanes) * lanes
+    here = gl.minimum(lanes, total - first)
+    within = tile % (blocks * lanes)
+    lane = first + within % here
+    return blocks - 1 - within // here, lane % heads, lane // heads
+
+
+@gluon.jit
+def _steps(start_m, len_q, len_k, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """Blocks of keys of a tile, at least one."""
+    seen = len_k
+    if CAUSAL:
+        seen = gl.minimum(len_k, start_m + BLOCK_M + len_k - len_q)
+    return gl.cdiv(gl.maximum(seen, 1), BLOCK_N)
+
+
+@gluon.jit
+def _load(
+    q_tensor,
+    k_tensor,
+    v_tensor,
+    tiles,
+    barriers,
+    sizes,
+    BLOCK_N: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    GROUPS: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """The warp that loads."""
+    q_tiles, k_tiles, v_tiles, _ = tiles
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, _ = barriers
+    blocks, heads, group, batches, lanes, len_q, len_k = sizes
+    BLOCK_M: gl.constexpr = GROUPS * GROUP_ROWS
+    block = 0  # of keys, counted over all tiles
+    turn = 0
+    for tile in range(gl.program_id(0), blocks * heads * batches, gl.num_programs(0)):
+        block_m, head, batch = _place(tile, blocks, heads, batches, lanes)
+        start_m = block_m * BLOCK_M
+        at = (_steps(start_m, len_q, len_k, BLOCK_M, BLOCK_N, CAUSAL) - 1) * BLOCK_N
+        # The first keys before the queries, whose tiles are read to the end of the tile before; then each block of keys
+        # before the values of the block before it: so they are multiplied.
+        _load_block(k_tensor, k_tiles, k_full, k_empty, block, batch, head // group, at, STAGES)
+        for g in gl.static_range(GROUPS):
+            mbarrier.wait(q_empty.index(g), (turn & 1) ^ 1)
+            mbarrier.expect(q_full.index(g), q_tensor.block_type.nbytes)
+            _load_tile(q_tensor, [batch, head, start_m + GROUP_ROWS * g, 0], q_full.index(g), q_tiles.index(g))
+        turn += 1
+        while at > 0:
+            _load_block(k_tensor, k_tiles, k_full, k_empty, block + 1, batch, head // group, at - BLOCK_N, STAGES)
+            _load_block(v_tensor, v_tiles, v_full, v_empty, block, batch, head // group, at, STAGES)
+            at -= BLOCK_N
+            block += 1
+        _load_block(v_tensor, v_tiles, v_full, v_empty, block, batch, head // group, at, STAGES)
+        block += 1
+
+
+@gluon.jit
+def _load_block(tensor, tiles, full, empty, block, batch, head, at, STAGES: gl.constexpr):
+    """A block of keys or of values, once the one that lay in its place has been used."""
+    stage = block % STAGES
+    mbarrier.wait(empty.index(stage), ((block // STAGES) & 1) ^ 1)
+    mbarrier.expect(full.index(stage), tensor.block_type.nbytes)
+    _load_tile(tensor, [batch, head, at, 0], full.index(stage), tiles.index(stage))
+
+
+@gluon.jit
+def _mask(scores, last, BLOCK_N: gl.constexpr, LAYOUT: gl.constexpr):
+    """Minus infinity for the keys after ``last``, one number or one for each row, counted from the block's first."""
+    cols = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, LAYOUT))
+    return gl.where(cols[None, :] <= last, scores, float("-inf"))
+
+
+@gluon.jit
+def _last(at, first_row, len_q, len_k, CAUSAL: gl.constexpr, LAYOUT: gl.constexpr):
+    """The last key that counts, from the block's first on."""
+    last = len_k - 1 - at
+    if CAUSAL:
+        rows = first_row + gl.arange(0, GROUP_ROWS, layout=gl.SliceLayout(1, LAYOUT))
+        last = gl.minimum(rows + (len_k - len_q - at), last)[:, None]
+    return last
+
+
+@gluon.jit
+def _softmax(scores, top, total, factor, MASKED: gl.constexpr):
+    """Weights of these scores, what to multiply those before by, and the new largest score and sum."""
+    highest = gl.maximum(top, gl.max(scores, 1))
+    base = highest * factor
+    if MASKED:
+        base = gl.where(highest == float("-inf"), 0.0, base)  # a row that saw no key yet
+    weights = gl.exp2(scores * factor - base[:, None])
+    fade = gl.exp2(top * factor - base)
+    return weights, fade, highest, total * fade + gl.sum(weights, 1)
+
+
+@gluon.jit
+def _await_turn(turns, block, G: gl.constexpr, TURNS: gl.constexpr):
+    """Groups begin their products one after another; the first need not wait for its first turn."""
+    if TURNS:
+        if G == 0:
+            mbarrier.wait(turns.index(G), (block & 1) ^ 1)
+        else:
+            mbarrier.wait(turns.index(G), block & 1)
+
+
+@gluon.jit
+def _scores(q, tiles, barriers, block, STAGES: gl.constexpr, BLOCK_N: gl.constexpr, LAYOUT: gl.constexpr):
+    """Begin to multiply the queries with a block of keys that has come."""
+    keys = tiles[1].index(block % STAGES).reshape([BLOCK_N, q.shape[1]]).permute((1, 0))
+    none = gl.zeros([GROUP_ROWS, BLOCK_N], gl.float32, LAYOUT)
+    return warpgroup_mma(q, keys, none, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _add_values(weights, acc, tiles, barriers, block, STAGES: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr):
+    """Begin to add a block of values, once it has come."""
+    mbarrier.wait(barriers[4].index(block % STAGES), (block // STAGES) & 1)
+    values = tiles[2].index(block % STAGES).reshape([BLOCK_N, D])
+    return warpgroup_mma(weights, values, acc, is_async=True)
+
+
+@gluon.jit
+def _step(
+    q,
+    tiles,
+    barriers,
+    acc,
+    p,
+    top,
+    total,
+    block,
+    at,
+    first_row,
+    len_q,
+    len_k,
+    factor,
+    G: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    MASKED: gl.constexpr,
+    GROUPS: gl.constexpr,
+    STAGES: gl.constexpr,
+    TURNS: gl.constexpr,
+    S_LAYOUT: gl.constexpr,
+    O_LAYOUT: gl.constexpr,
+    P_LAYOUT: gl.constexpr,
+):
+    """The scores and the softmax of a block of keys, while the values of the block before are added."""
+    turns = barriers[6]
+    mbarrier.wait(barriers[2].index(block % STAGES), (block // STAGES) & 1)
+    _await_turn(turns, block, G, TURNS)
+    scores = _scores(q, tiles, barriers, block, STAGES, BLOCK_N, S_LAYOUT)
+    acc = _add_values(p, acc, tiles, barriers, block - 1, STAGES, BLOCK_N, HEAD_DIM)
+    if TURNS:
+        mbarrier.arrive(turns.index((G + 1) % GROUPS), count=1)
+    scores, acc = warpgroup_mma_wait(1, deps=(scores, acc))
+    mbarrier.arrive(barriers[3].index(block % STAGES), count=1)
+    if MASKED:
+        last = _last(at, first_row, len_q, len_k, CAUSAL, S_LAYOUT)
+        scores = _mask(scores, last, BLOCK_N, S_LAYOUT)
+    weights, fade, top, total = _softmax(scores, top, total, factor, MASKED)
+    total = gl.inline_asm_elementwise(STAY, "=f,f", [total], dtype=gl.float32, is_pure=False, pack=1)
+    acc, weights, total = warpgroup_mma_wait(0, deps=(acc, weights, total))
+    mbarrier.arrive(barriers[5].index((block - 1) % STAGES), count=1)
+    acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, O_LAYOUT))[:, None]
+    return acc, gl.convert_layout(weights.to(p.dtype), P_LAYOUT), top, total
+
+
+@gluon.jit
+def _multiply(
+    out_tensor,
+    lse_ptr,
+    tiles,
+    barriers,
+    sizes,
+    factor,
+    G: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    GROUPS: gl.constexpr,
+    STAGES: gl.constexpr,
+    TURNS: gl.constexpr,
+    LSE: gl.constexpr,
+):
+    """A group of four warps: rows ``[64 G, 64 G + 64)`` of each tile."""
+    q_full, q_empty, k_full, k_empty, _, v_empty, turns = barriers
+    blocks, heads, _, batches, lanes, len_q, len_k = sizes
+    BLOCK_M: gl.constexpr = GROUPS * GROUP_ROWS
+    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
+    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
+    MASK: gl.constexpr = CAUSAL or RAGGED
+    q = tiles[0].index(G).reshape([GROUP_ROWS, HEAD_DIM])
+    out = tiles[3].index(G)
+    dtype: gl.constexpr = q.dtype
+    block = 0  # of keys, counted over all tiles
+    turn = 0
+    for tile in range(gl.program_id(0), blocks * heads * batches, gl.num_programs(0)):
+        block_m, head, batch = _place(tile, blocks, heads, batches, lanes)
+        start_m = block_m * BLOCK_M
+        first_row = start_m + GROUP_ROWS * G
+        steps = _steps(start_m, len_q, len_k, BLOCK_M, BLOCK_N, CAUSAL)
+        top = gl.full([GROUP_ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
+        total = gl.zeros([GROUP_ROWS], gl.float32, gl.SliceLayout(1, S_LAYOUT))
+        acc = gl.zeros([GROUP_ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
+        # The first keys have no values before them. They are the sequence's last: the only ones that can need a mask.
+        mbarrier.wait(q_full.index(G), turn & 1)
+        mbarrier.wait(k_full.index(block % STAGES), (block // STAGES) & 1)
+        _await_turn(turns, block, G, TURNS)
+        scores = _scores(q, tiles, barriers, block, STAGES, BLOCK_N, S_LAYOUT)
+        if TURNS:
+            mbarrier.arrive(turns.index((G + 1) % GROUPS), count=1)
+        scores = warpgroup_mma_wait(0, deps=(scores,))
+        mbarrier.arrive(k_empty.index(block % STAGES), count=1)
+        at = (steps - 1) * BLOCK_N
+        if MASK:
+            scores = _mask(scores, _last(at, first_row, len_q, len_k, CAUSAL, S_LAYOUT), BLOCK_N, S_LAYOUT)
+        weights, _, top, total = _softmax(scores, top, total, factor, MASK)
+        p = gl.convert_layout(weights.to(dtype), P_LAYOUT)
+        block += 1
+        plain = steps - 1
+        if CAUSAL:
+            plain = gl.minimum(gl.maximum(first_row + len_k - len_q + 1, 0) // BLOCK_N, plain)
+            for _ in range(steps - 1 - plain):
+                at -= BLOCK_N
+                acc, p, top, total = _step(
+                    q, tiles, barriers, acc, p, top, total, block, at, first_row, len_q, len_k, factor,
+                    G, HEAD_DIM, BLOCK_N, CAUSAL, True, GROUPS, STAGES, TURNS, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                )  # fmt: skip
+                block += 1
+        for _ in range(plain):
+            acc, p, top, total = _step(
+                q, tiles, barriers, acc, p, top, total, block, 0, first_row, len_q, len_k, factor,
+                G, HEAD_DIM, BLOCK_N, CAUSAL, False, GROUPS, STAGES, TURNS, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            )  # fmt: skip
+            block += 1
+        mbarrier.arrive(q_empty.index(G), count=1)
+        turn += 1
+        acc = _add_values(p, acc, tiles, barriers, block - 1, STAGES, BLOCK_N, HEAD_DIM)
+        acc = warpgroup_mma_wait(0, deps=(acc,))
+        mbarrier.arrive(v_empty.index((block - 1) % STAGES), count=1)
+        empty = total == 0.0
+        over = 1.0 / gl.where(empty, 1.0, total)
+        acc = acc * gl.convert_layout(over, gl.SliceLayout(1, O_LAYOUT))[:, None]
+        tma.store_wait(0)  # the tile before has left
+        out.reshape([GROUP_ROWS, HEAD_DIM]).store(acc.to(dtype))
+        fence_async_shared()
+        _store_tile(out_tensor, [batch, head, first_row, 0], out)
+        if LSE:
+            rows = first_row + gl.arange(0, GROUP_ROWS, layout=gl.SliceLayout(1, S_LAYOUT))
+            lse = gl.where(empty, float("-inf"), (top * factor + gl.log2(gl.where(empty, 1.0, total))) * LN_2)
+            gl.store(lse_ptr + (batch * heads + head).to(gl.int64) * len_q + rows, lse, mask=rows < len_q)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _barriers(number: gl.constexpr, arrivals: gl.constexpr):
+    made = gl.allocate_shared_memory(gl.int64, [number, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(number):
+        mbarrier.init(made.index(i), count=arrivals)
+    return made
+
+
+@gluon.jit(do_not_specialize=["blocks", "heads", "group", "batches", "lanes", "len_q", "len_k"])
 def _attention_hopper_kernel(
-    Q,  # [B, H, S_q, D] by strides, last dimension contiguous, the others multiples of 16 bytes
-    K,  # [B, G, S_k, D]
-    V,  # [B, G, S_k, D]
-    Out,  # as Q
-    Lse,  # [B, H, S_q] float32, contiguous
-    stride_qb,
-    stride_qh,
-    stride_qs,
-    stride_kb,
-    stride_kh,
-    stride_ks,
-    stride_vb,
-    stride_vh,
-    stride_vs,
-    stride_ob,
-    stride_oh,
-    stride_os,
+    q_tensor,  # [B, H, S_q, D] in tiles of [1, 1, 64, D]
+    k_tensor,  # [B, G, S_k, D] in tiles of [1, 1, BLOCK_N, D]
+    v_tensor,  # as K
+    out_tensor,  # as Q
+    lse_ptr,  # [B, H, S_q] float32, contiguous
+    blocks,  # of 64 GROUPS query rows, in a head
     heads,
     group,  # query heads that share a key/value head
+    batches,
+    lanes,  # heads at a time
     len_q,
     len_k,
     scale,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    MASK: tl.constexpr,  # some scores do not count: causal, or S_k is no multiple of BLOCK_N
-    LSE: tl.constexpr,
-    WIDEN: tl.constexpr,  # see forward
+    HEAD_DIM: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,  # S_k is no multiple of BLOCK_N
+    GROUPS: gl.constexpr,
+    STAGES: gl.constexpr,
+    TURNS: gl.constexpr,
+    LSE: gl.constexpr,
 ):
-    blocks = tl.cdiv(len_q, BLOCK_M)
-    program = tl.program_id(0)
-    # The last rows of a causal mask have the most keys: they start first.
-    start_m = (blocks - 1 - program % blocks) * BLOCK_M
-    head = ((program // blocks) % heads).to(tl.int64)
-    batch = ((program // blocks) // heads).to(tl.int64)
-    kv_head = head // group
-    # What lies past the last row reads as zeros.
-    q_tiles = tl.make_tensor_descriptor(
-        Q + batch * stride_qb + head * stride_qh, [len_q, HEAD_DIM], [stride_qs, 1], [BLOCK_M, HEAD_DIM]
-    )
-    k_tiles = tl.make_tensor_descriptor(
-        K + batch * stride_kb + kv_head * stride_kh, [len_k, HEAD_DIM], [stride_ks, 1], [BLOCK_N, HEAD_DIM]
-    )
-    v_tiles = tl.make_tensor_descriptor(
-        V + batch * stride_vb + kv_head * stride_vh, [len_k, HEAD_DIM], [stride_vs, 1], [BLOCK_N, HEAD_DIM]
-    )
-    rows = start_m + tl.arange(0, BLOCK_M)
-    n = tl.arange(0, BLOCK_N)
-    positions = rows + (len_k - len_q)  # the last query sees the last key
+    dtype: gl.constexpr = q_tensor.dtype
+    q_tiles = gl.allocate_shared_memory(dtype, [GROUPS] + q_tensor.block_type.shape, q_tensor.layout)
+    k_tiles = gl.allocate_shared_memory(dtype, [STAGES] + k_tensor.block_type.shape, k_tensor.layout)
+    v_tiles = gl.allocate_shared_memory(dtype, [STAGES] + v_tensor.block_type.shape, v_tensor.layout)
+    out_tiles = gl.allocate_shared_memory(dtype, [GROUPS] + out_tensor.block_type.shape, out_tensor.layout)
+    tiles = (q_tiles, k_tiles, v_tiles, out_tiles)
+    barriers = (
+        _barriers(GROUPS, 1), _barriers(GROUPS, 1), _barriers(STAGES, 1), _barriers(STAGES, GROUPS),
+        _barriers(STAGES, 1), _barriers(STAGES, GROUPS), _barriers(GROUPS, 1),
+    )  # fmt: skip
+    fence_async_shared()
+    sizes = (blocks, heads, group, batches, lanes, len_q, len_k)
     factor = scale * LOG2_E
-    q = q_tiles.load([start_m, 0])
-    if WIDEN:
-        q = q.to(tl.float32)
-
-    hi = len_k
-    if CAUSAL:
-        hi = tl.minimum(len_k, start_m + BLOCK_M + len_k - len_q)
-    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    # One loop for all blocks, with the mask in each: Triton cannot specialize a kernel with a second loop of products.
-    for start in tl.range(0, hi, BLOCK_N, warp_specialize=True):
-        k = k_tiles.load([start, 0])
-        if WIDEN:
-            scores = tl.dot(q, k.to(tl.float32).T, input_precision="ieee") * factor
-        else:
-            scores = tl.dot(q, k.T) * factor
-        if MASK:
-            cols = start + n
-            counts = (cols < len_k)[None, :]
-            if CAUSAL:
-                counts = counts & (cols[None, :] <= positions[:, None])
-            scores = tl.where(counts, scores, float("-inf"))
-        highest = tl.maximum(top, tl.max(scores, 1))
-        if MASK:
-            base = tl.where(highest == float("-inf"), 0.0, highest)  # a row that saw no key yet
-        else:
-            base = highest
-        weights = tl.exp2(scores - base[:, None])
-        fade = tl.exp2(top - base)
-        total = total * fade + tl.sum(weights, 1)
-        acc = acc * fade[:, None]
-        v = v_tiles.load([start, 0])
-        if WIDEN:
-            acc = tl.dot(weights.to(v.dtype).to(tl.float32), v.to(tl.float32), acc, input_precision="ieee")
-        else:
-            acc = tl.dot(weights.to(v.dtype), v, acc)
-        top = highest
-    empty = total == 0.0
-    acc = acc / tl.where(empty, 1.0, total)[:, None]
-    out_ptr = Out + batch * stride_ob + head * stride_oh
-    at = rows.to(tl.int64)[:, None] * stride_os + tl.arange(0, HEAD_DIM)[None, :]
-    tl.store(out_ptr + at, acc.to(Out.dtype.element_ty), mask=(rows < len_q)[:, None])
-    if LSE:
-        lse = tl.where(empty, float("-inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN_2)
-        tl.store(Lse + (batch * heads + head) * len_q + rows, lse, mask=rows < len_q)
+    # The registers of each group's threads: 65536 over all, little for the warp that loads.
+    if GROUPS == 1:
+        gl.warp_specialize([
+            (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(0), HEAD_DIM, BLOCK_N,
+                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
+            (_load, (q_tensor, k_tensor, v_tensor, tiles, barriers, sizes, BLOCK_N, CAUSAL, GROUPS, STAGES)),
+        ], [1], [24])  # fmt: skip
+    elif GROUPS == 2:
+        gl.warp_specialize([
+            (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(0), HEAD_DIM, BLOCK_N,
+                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
+            (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(1), HEAD_DIM, BLOCK_N,
+                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
+            (_load, (q_tensor, k_tensor, v_tensor, tiles, barriers, sizes, BLOCK_N, CAUSAL, GROUPS, STAGES)),
+        ], [4, 1], [240, 24])  # fmt: skip
+    else:
+        gl.warp_specialize([
+            (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(0), HEAD_DIM, BLOCK_N,
+                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
+            (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(1), HEAD_DIM, BLOCK_N,
+                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
+            (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(2), HEAD_DIM, BLOCK_N,
+                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
+            (_load, (q_tensor, k_tensor, v_tensor, tiles, barriers, sizes, BLOCK_N, CAUSAL, GROUPS, STAGES)),
+        ], [4, 4, 1], [160, 160, 32])  # fmt: skip

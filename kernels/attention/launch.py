@@ -7,9 +7,12 @@ from typing import Any
 import torch
 import triton
 
-from lepto.kernels.attention import forward, hopper
-from lepto.kernels.attention.tables import Launch, choose, choose_specialized, padded_head_dim
+from lepto.kernels.attention import forward
+from lepto.kernels.attention.tables import Launch, Specialized, choose, choose_specialized, padded_head_dim
 from lepto.kernels.attention.validation import Window
+
+L2_BYTES = 16 << 20
+"""Of keys and values that stay in a Hopper GPU's L2 cache (50 MB and more, in two halves) while all rows pass."""
 
 
 def interpreted(kernel: Any) -> bool:
@@ -76,7 +79,8 @@ def launch_forward(
     if config is None:
         rich = kind > 0 or softcap > 0 or slopes is not None
         name = architecture_of(q, _raw(kernel))
-        config = choose(name, head_dim, max_q, float32=v.dtype == torch.float32, rich=rich)
+        float32 = v.dtype == torch.float32
+        config = choose(name, head_dim, max_q, float32=float32, rich=rich, packed=packed is not None)
     slope_batch = slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0
     grid = (triton.cdiv(max_q, config.block_m) * heads * batch,)
     kernel[grid](
@@ -107,6 +111,73 @@ def launch_forward(
     )  # fmt: skip
 
 
+def hopper_config(q: torch.Tensor) -> Specialized:
+    """The launch of the warp-specialized kernel on the GPU that the queries lie on.
+
+    Raises:
+        ValueError: They do not lie on a GPU that it runs on.
+    """
+    if q.device.type != "cuda":
+        raise ValueError(
+            f"implementation='hopper' needs tensors on an sm_90 GPU, these are on {q.device}, and Triton's interpreter "
+            "knows no Gluon: move them, or pass implementation='triton' or implementation='reference'"
+        )
+    major, minor = torch.cuda.get_device_capability(q.device)
+    return choose_specialized(f"sm_{major}{minor}", q.shape[-1])
+
+
+def hopper_arguments(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    *,
+    scale: float,
+    causal: bool,
+    config: Specialized,
+) -> dict[str, Any]:
+    """What the warp-specialized kernel takes, by name; tensors are views of ``[B, H, S, D]`` with at least one key."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    batch, heads, rows, head_dim = q.shape
+    kv_heads, keys = k.shape[1], k.shape[2]
+    dtype = gl.float16 if q.dtype == torch.float16 else gl.bfloat16
+
+    def tiled(tensor: torch.Tensor, tile_rows: int) -> Any:
+        shape = [1, 1, tile_rows, head_dim]
+        steps = [tensor.stride(dim) if tensor.shape[dim] > 1 else head_dim for dim in range(3)]
+        layout = gl.NVMMASharedLayout.get_default_for(shape, dtype)
+        return TensorDescriptor(tensor, [*tensor.shape], [*steps, 1], shape, layout)
+
+    return {
+        "q_tensor": tiled(q, 64),
+        "k_tensor": tiled(k, config.block_n),
+        "v_tensor": tiled(v, config.block_n),
+        "out_tensor": tiled(out, 64),
+        "lse_ptr": lse,
+        "blocks": triton.cdiv(rows, 64 * config.groups),
+        "heads": heads,
+        "group": heads // kv_heads,
+        "batches": batch,
+        # Without a mask a head's tiles stand together, which have the same keys; with one, as many heads as the cache
+        # holds.
+        "lanes": max(1, min(batch * heads, L2_BYTES // (2 * 2 * keys * head_dim))) if causal else 1,
+        "len_q": rows,
+        "len_k": keys,
+        "scale": float(scale),
+        "HEAD_DIM": head_dim,
+        "BLOCK_N": config.block_n,
+        "CAUSAL": causal,
+        "RAGGED": keys % config.block_n > 0,
+        "GROUPS": config.groups,
+        "STAGES": config.stages,
+        "TURNS": config.turns and config.groups > 1,
+        "LSE": lse is not None,
+    }
+
+
 def launch_hopper(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -118,27 +189,21 @@ def launch_hopper(
     causal: bool,
 ) -> None:
     """Fill ``out`` and ``lse`` by the warp-specialized kernel; tensors are views of ``[B, H, S, D]``."""
-    batch, heads, rows, head_dim = q.shape
-    kernel = hopper._attention_hopper_kernel
-    config = choose_specialized(architecture_of(q, kernel), head_dim)
-    keys = k.shape[2]
-    if not batch * heads * rows:
+    from lepto.kernels.attention import hopper
+
+    config = hopper_config(q)
+    if not q.numel():
         return
-    if not keys:  # no descriptor has no rows
+    if not k.shape[2]:  # no descriptor has no rows
         out.zero_()
         if lse is not None:
             lse.fill_(float("-inf"))
         return
-    if not interpreted(kernel):  # for the descriptors
-        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
-    kernel[(triton.cdiv(rows, config.block_m) * heads * batch,)](
-        q, k, v, out, lse, *(s for x in (q, k, v, out) for s in (*strides(x, 0, 1), strides(x, 2)[0] or head_dim)),
-        heads, heads // k.shape[1], rows, keys, float(scale),
-        HEAD_DIM=head_dim, BLOCK_M=config.block_m, BLOCK_N=config.block_n, CAUSAL=causal,
-        MASK=causal or keys % config.block_n > 0, LSE=lse is not None,
-        WIDEN=v.dtype == torch.bfloat16 and interpreted(kernel),
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+    arguments = hopper_arguments(q, k, v, out, lse, scale=scale, causal=causal, config=config)
+    tiles = arguments["blocks"] * arguments["heads"] * arguments["batches"]
+    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    grid = (min(processors * config.programs, tiles),)
+    hopper._attention_hopper_kernel[grid](**arguments, num_warps=4, maxnreg=config.registers)
 
 
 def _raw(kernel: Any) -> Any:

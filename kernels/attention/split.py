@@ -19,6 +19,8 @@ def _decode_kernel(
     VScale,  # as KScale
     Partial,  # [B, G, splits, BLOCK_M, D] float32
     PartialLse,  # [B, G, splits, BLOCK_M] float32, in powers of two
+    Out,  # [B, S_q, H, D]: written here where there is one split
+    Lse,  # [B, H, S_q] float32
     stride_qb,
     stride_qs,
     stride_qh,
@@ -52,7 +54,13 @@ def _decode_kernel(
     LEFT: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WIDEN: tl.constexpr,
+    WHOLE: tl.constexpr,  # one split
+    CHAINED: tl.constexpr,  # the join is launched while this runs
 ):
+    if CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()
+    scale = tl.cast(scale, tl.float32)  # see forward
+    softcap = tl.cast(softcap, tl.float32)
     program = tl.program_id(0)
     split = program % splits
     kv_head = (program // splits) % kv_heads
@@ -124,10 +132,16 @@ def _decode_kernel(
         top = highest
     empty = total == 0.0
     acc = acc / tl.where(empty, 1.0, total)[:, None]
-    row = ((batch * kv_heads + kv_head) * splits + split) * BLOCK_M + m
-    tl.store(Partial + row[:, None] * HEAD_DIM + d[None, :], acc, mask=there)
     lse = tl.where(empty, float("-inf"), top + tl.log2(tl.where(empty, 1.0, total)))
-    tl.store(PartialLse + row, lse, mask=m < group * queries)
+    if WHOLE:
+        row = (batch * queries + m % queries) * kv_heads * group + head
+        tl.store(Out + row[:, None] * HEAD_DIM + d[None, :], acc.to(Out.dtype.element_ty), mask=there)
+        row = (batch * kv_heads * group + head) * queries + m % queries
+        tl.store(Lse + row, lse * LN_2, mask=m < group * queries)
+    else:
+        row = ((batch * kv_heads + kv_head) * splits + split) * BLOCK_M + m
+        tl.store(Partial + row[:, None] * HEAD_DIM + d[None, :], acc, mask=there)
+        tl.store(PartialLse + row, lse, mask=m < group * queries)
 
 
 @triton.jit
@@ -144,7 +158,10 @@ def _join_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SPLITS: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
+    if CHAINED:  # all that it reads has been written
+        tl.extra.cuda.gdc_wait()
     program = tl.program_id(0)
     m = program % (group * queries)
     kv_row = (program // (group * queries)).to(tl.int64)  # of B * G

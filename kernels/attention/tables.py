@@ -23,6 +23,30 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
+class Specialized:
+    """One launch configuration of the kernel of `hopper`.
+
+    Attributes:
+        block_n: Keys of one step.
+        groups: Of four warps, each for 64 query rows.
+        stages: Blocks of keys, and of values, that shared memory holds.
+        turns: The groups multiply one after another.
+        programs: That share a multiprocessor.
+    """
+
+    block_n: int
+    groups: int
+    stages: int
+    turns: bool = True
+    programs: int = 1
+
+    @property
+    def registers(self) -> int:
+        """Of one thread before they are shared out: 65536 over all warps, those of the one that loads included."""
+        return min(248, 65536 // (128 * (self.groups + 1) * self.programs) // 8 * 8)
+
+
+@dataclass(frozen=True, slots=True)
 class Copy:
     """One launch configuration of `pack` and `unpack`, which are bound by memory.
 
@@ -50,6 +74,8 @@ class Architecture:
         decode: For a cache and at most 16 rows, bound by the memory that the cache is read from. ``block_m`` is the
             least, here and in ``decode_many``.
         decode_many: For a cache and more rows, whose sums want registers.
+        packed: For packed batches whose longest sequence has more than 128 tokens; empty: as ``long``.
+        packed_short: For those up to 128, most of whose sequences are far shorter; empty: as ``short`` or ``long``.
         copy: For `pack` and `unpack`.
         plugin: For a TensorRT plugin, in place of entries of ``long`` that want more than its 48 KiB at any depth.
         specialized: For the warp-specialized kernel of `hopper`, and nothing else; empty where there is none.
@@ -63,8 +89,10 @@ class Architecture:
     decode: dict[int, Launch]
     decode_many: dict[int, Launch]
     copy: Copy
+    packed: dict[int, Launch] = field(default_factory=dict)
+    packed_short: dict[int, Launch] = field(default_factory=dict)
     plugin: dict[int, Launch] = field(default_factory=dict)
-    specialized: dict[int, Launch] = field(default_factory=dict)
+    specialized: dict[int, Specialized] = field(default_factory=dict)
 
 
 _DECODE = {
@@ -125,12 +153,9 @@ _HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
     decode=_DECODE,
     decode_many=_DECODE,
     copy=_COPY,
-    specialized={  # four warps, or Triton specializes none
-        32: Launch(128, 64, 4, 2),
-        64: Launch(128, 128, 4, 2),
-        128: Launch(128, 128, 4, 2),
-        256: Launch(128, 64, 4, 2),
-    },
+    packed={32: Launch(64, 32, 4, 3), 64: Launch(64, 32, 4, 3)},
+    packed_short={32: Launch(32, 16, 1, 1), 64: Launch(16, 16, 1, 1)},  # mma.sync: fewer rows than wgmma takes
+    specialized={32: Specialized(128, 2, 4), 64: Specialized(128, 3, 3), 128: Specialized(128, 2, 2)},
 )
 _BLACKWELL = Architecture(
     shared_bytes=227 * 1024,
@@ -157,6 +182,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "sm_90": _HOPPER,
     "sm_100": _BLACKWELL,
 }
+PACKED_SHORT = 128
+"""Tokens of the longest sequence of a packed batch, up to which small blocks are used."""
 # Triton's interpreter has no limits; small blocks let short sequences cross block borders.
 INTERPRETER = Launch(32, 32, 4, 1)
 # A float32 product runs without tensor cores: small blocks keep it in registers.
@@ -188,7 +215,14 @@ def padded_head_dim(head_dim: int, *, int8: bool = False) -> int:
 
 
 def choose(
-    name: str, head_dim: int, rows: int, *, float32: bool = False, rich: bool = False, plugin: bool = False
+    name: str,
+    head_dim: int,
+    rows: int,
+    *,
+    float32: bool = False,
+    rich: bool = False,
+    plugin: bool = False,
+    packed: bool = False,
 ) -> Launch:
     """The launch for an architecture, a head_dim and the largest number of query rows in a sequence.
 
@@ -199,12 +233,17 @@ def choose(
         float32: The tensors are float32.
         rich: There is a bias, ALiBi or a soft cap.
         plugin: It is launched by TensorRT.
+        packed: The batch is packed.
     """
     if name == "interpreter":
         return INTERPRETER
     entry = architecture(name)
     if float32:
         return FLOAT32
+    if packed and not rich:
+        table = entry.packed_short if rows <= PACKED_SHORT else entry.packed
+        if table and head_dim <= max(table):
+            return _of(table, head_dim)
     long = entry.long | entry.plugin if plugin else entry.long
     return _of(entry.rich if rich else entry.short if rows <= 64 else long, head_dim)
 
@@ -223,14 +262,12 @@ def choose_decode(name: str, head_dim: int, rows: int) -> Launch:
     return _of(entry.decode if rows <= 16 else entry.decode_many, head_dim)
 
 
-def choose_specialized(name: str, head_dim: int) -> Launch:
+def choose_specialized(name: str, head_dim: int) -> Specialized:
     """The launch of the warp-specialized kernel.
 
     Raises:
         ValueError: The architecture has none, or none for this head_dim.
     """
-    if name == "interpreter":
-        return INTERPRETER
     table = architecture(name).specialized
     if head_dim not in table:
         able = [

@@ -48,12 +48,13 @@ def check_tensors(dtypes: Sequence[torch.dtype] = DTYPES, **tensors: torch.Tenso
             )
 
 
-def check_hopper(window: Window | None, softcap: float, **tensors: torch.Tensor | None) -> None:
+def check_hopper(window: Window | None, softcap: float, scale: float, **tensors: torch.Tensor | None) -> None:
     """What the warp-specialized kernel can: no mask but the causal one, tensors that TMA can read.
 
     Args:
         window: Must be None.
         softcap: Must be 0.
+        scale: Must be positive: the largest score is found before it is scaled.
         **tensors: q, k and v; and by name those that it does not take, None.
     """
     wrong = [name for name in ("lengths", "bias", "alibi_slopes") if tensors.get(name) is not None]
@@ -61,13 +62,15 @@ def check_hopper(window: Window | None, softcap: float, **tensors: torch.Tensor 
     wrong += ["softcap"] if softcap else []
     if wrong:
         raise ValueError(f"implementation='hopper' takes no {wrong[0]}: use implementation='triton'")
+    if scale <= 0:
+        raise ValueError(f"implementation='hopper' needs a positive scale, got {scale}: use implementation='triton'")
     for name in ("q", "k", "v"):
         tensor = tensors[name]
         assert tensor is not None
         if tensor.dtype not in (torch.float16, torch.bfloat16):
             raise TypeError(f"implementation='hopper' runs in float16 or bfloat16, {name} is {_short(tensor.dtype)}")
         steps = [tensor.stride(dim) for dim in range(3) if tensor.shape[dim] > 1]
-        if any(step % 8 for step in steps) or tensor.data_ptr() % 16:
+        if any(step % 8 or not step for step in steps) or tensor.data_ptr() % 16:
             raise ValueError(
                 f"implementation='hopper' needs rows that start at multiples of 16 bytes, {name} has strides "
                 f"{[*tensor.stride()]} of 2 bytes at address {tensor.data_ptr():#x}: call .contiguous()"

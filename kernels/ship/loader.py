@@ -53,7 +53,23 @@ def load(path: str | Path) -> Loaded:
     check_cubin(manifest, cubin, current_architecture())
     from cuda.core import ObjectCode
 
-    return Loaded(manifest, ObjectCode.from_cubin(cubin, name=manifest.name).get_kernel(manifest.symbol))
+    kernel = ObjectCode.from_cubin(cubin, name=manifest.name).get_kernel(manifest.symbol)
+    _allow_shared(kernel, manifest)
+    return Loaded(manifest, kernel)
+
+
+def _allow_shared(kernel: Any, manifest: Manifest) -> None:
+    """More dynamic shared memory than 48 KiB must be asked for (CUDA C++ Programming Guide, compute capability 7.x)."""
+    from cuda.bindings import driver
+    from cuda.core import Device
+
+    which = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    device = driver.CUdevice(Device().device_id)
+    (status,) = driver.cuKernelSetAttribute(which, manifest.shared_bytes, kernel.handle, device)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise CubinError(
+            f"{manifest.name} needs {manifest.shared_bytes} bytes of shared memory: the driver says {status}"
+        )
 
 
 def current_architecture() -> str:
@@ -76,7 +92,7 @@ def current_architecture() -> str:
 
 
 def pack_arguments(manifest: Manifest, values: dict[str, int | float]) -> list[Any]:
-    """The arguments in order, each of its C type, with null for the hidden pointers.
+    """The arguments in order, each of its C type (``cuda.core`` takes an int for a pointer), null for the hidden ones.
 
     Raises:
         CubinError: An argument is missing or unknown.
@@ -88,5 +104,5 @@ def pack_arguments(manifest: Manifest, values: dict[str, int | float]) -> list[A
         wrong = ", ".join(sorted(set(names) ^ set(values)))
         raise CubinError(f"{manifest.name} takes {', '.join(names)}; missing or unknown: {wrong}")
     kinds: dict[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
-    packed = [kinds.get(kind, ctypes.c_void_p)(values[name]) for name, kind in manifest.arguments]
-    return packed + [ctypes.c_void_p(0)] * manifest.hidden
+    packed = [kinds.get(kind, int)(values[name]) for name, kind in manifest.arguments]
+    return packed + [0] * manifest.hidden

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lepto.kernels.attention.tables import Launch, choose, padded_head_dim
+from lepto.kernels.attention.tables import PACKED_SHORT, Launch, choose, padded_head_dim
 
 _DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
 # Offsets of batches and heads may pass 2^31 elements; the distance of two rows does not.
@@ -48,7 +48,10 @@ class Specification:
     def launch(self) -> Launch:
         """From the table of the architecture."""
         rich = bool(self.bias) or self.alibi or self.softcap
-        return choose(self.architecture, self.head_dim, 64 if self.short else 65, rich=rich)
+        packed = self.kernel == "attention_varlen"
+        return choose(
+            self.architecture, self.head_dim, 64 if self.short else PACKED_SHORT + 1, rich=rich, packed=packed
+        )
 
     @property
     def warps_and_stages(self) -> tuple[int, int]:

@@ -10,7 +10,11 @@ from lepto.kernels.attention import attention_decode, decode
 from lepto.kernels.attention.decode import _reference
 
 B, H, G, D, S = 3, 4, 2, 64, 128
-LENGTHS = torch.tensor([101, 1, 67], dtype=torch.int32)
+
+
+def lengths_of_rows() -> torch.Tensor:
+    """Made where the test runs."""
+    return torch.tensor([101, 1, 67], dtype=torch.int32)
 
 
 def draw(queries: int = 1, dtype=torch.float16, seed: int = 5) -> list[torch.Tensor]:
@@ -25,7 +29,8 @@ def pages(cache: torch.Tensor, size: int, order: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def check(q, k, v, lengths=LENGTHS, splits=3, **options) -> torch.Tensor:
+def check(q, k, v, lengths=None, splits=3, **options) -> torch.Tensor:
+    lengths = lengths_of_rows() if lengths is None else lengths
     args = [options.get(n) for n in ("block_table", "k_scale", "v_scale")]
     window, cap = (options.get("window", -1), 0), options.get("softcap", 0.0)
     exact, exact_lse = _reference(q, k, v, lengths, *args, window, cap, D**-0.5, True, torch.float64)
@@ -51,7 +56,7 @@ def test_paged_is_contiguous_in_another_order():
     order = torch.randperm(B * S // 16, generator=torch.Generator().manual_seed(0))
     table = order.reshape(B, -1).int()
     out = check(q, pages(k, 16, order), pages(v, 16, order), block_table=table)
-    assert torch.equal(out, attention_decode(q, k, v, LENGTHS, splits=3))
+    assert torch.equal(out, attention_decode(q, k, v, lengths_of_rows(), splits=3))
 
 
 @pytest.mark.parametrize("per_token", [False, True])
@@ -63,7 +68,7 @@ def test_int8_cache(per_token):
         (x.float() / s.expand(x.shape[:3])[..., None]).round().to(torch.int8) for x, s in ((k, k_scale), (v, v_scale))
     )
     out = check(q, k8, v8, k_scale=k_scale, v_scale=v_scale)
-    whole = attention_decode(q, k, v, LENGTHS).float()
+    whole = attention_decode(q, k, v, lengths_of_rows()).float()
     assert float((out - whole).norm() / whole.norm()) < 0.03
 
 
@@ -75,9 +80,11 @@ def test_float8_cache(dtype):
 
 def test_any_number_of_splits_is_the_whole():
     q, k, v = draw()
-    whole = attention_decode(q, k, v, LENGTHS, splits=1)
+    whole = attention_decode(q, k, v, lengths_of_rows(), splits=1)
     for splits in (2, 5):
-        torch.testing.assert_close(attention_decode(q, k, v, LENGTHS, splits=splits), whole, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            attention_decode(q, k, v, lengths_of_rows(), splits=splits), whole, atol=1e-3, rtol=1e-3
+        )
 
 
 def test_an_empty_sequence_gives_zeros_and_padding_changes_nothing():
@@ -95,15 +102,15 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"number of keys, 128: lengths\[1\] is 129"):
         attention_decode(q, k, v, torch.tensor([1, 129, 1], dtype=torch.int32))
     with pytest.raises(ValueError, match="a cache of int8 needs k_scale"):
-        attention_decode(q, k.to(torch.int8), v.to(torch.int8), LENGTHS)
+        attention_decode(q, k.to(torch.int8), v.to(torch.int8), lengths_of_rows())
     with pytest.raises(ValueError, match="a cache of float16 takes no k_scale"):
-        attention_decode(q, k, v, LENGTHS, k_scale=scale, v_scale=scale)
+        attention_decode(q, k, v, lengths_of_rows(), k_scale=scale, v_scale=scale)
     with pytest.raises(ValueError, match="S_q \\* H / G must be at most 64, got 40 \\* 4 / 2 = 80: use attention"):
-        attention_decode(q.expand(-1, 40, -1, -1), k, v, LENGTHS)
+        attention_decode(q.expand(-1, 40, -1, -1), k, v, lengths_of_rows())
     with pytest.raises(ValueError, match="block_table must name pages from 0 to 2, got 0 to 3"):
-        attention_decode(q, k, v, LENGTHS, block_table=torch.tensor([[0], [1], [3]], dtype=torch.int32))
+        attention_decode(q, k, v, lengths_of_rows(), block_table=torch.tensor([[0], [1], [3]], dtype=torch.int32))
     with pytest.raises(ValueError, match="splits must be from 1 to 64, got 0"):
-        attention_decode(q, k, v, LENGTHS, splits=0)
+        attention_decode(q, k, v, lengths_of_rows(), splits=0)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +125,4 @@ def test_what_a_gpu_does_not_take_is_told(monkeypatch, dtype, cache, error, mess
     q, k, v = draw(dtype=dtype)
     scales = {} if cache == dtype else {"k_scale": torch.ones(G), "v_scale": torch.ones(G)}
     with pytest.raises(error, match=message):
-        attention_decode(q, k.to(cache), v.to(cache), LENGTHS, **scales)
+        attention_decode(q, k.to(cache), v.to(cache), lengths_of_rows(), **scales)

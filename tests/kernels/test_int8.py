@@ -8,8 +8,9 @@ from tolerance import assert_close, assert_lse_close
 
 from lepto.kernels.attention import attention, attention_int8
 from lepto.kernels.attention.int8 import keys_mean, quantize_blocks
+from lepto.kernels.attention.launch import architecture_of
 from lepto.kernels.attention.reference import reference
-from lepto.kernels.attention.tables import INTERPRETER
+from lepto.kernels.attention.tables import choose
 
 
 def draw(rows=41, cols=67, d=64, bias=3.0) -> list[torch.Tensor]:
@@ -24,11 +25,12 @@ def test_exact_for_what_it_rounds_to(options):
     options = {n: torch.tensor(x, dtype=torch.int32) if n == "lengths" else x for n, x in options.items()}
     lengths = options.get("lengths")
     mean = keys_mean(k, lengths)
-    q8, q_scale = quantize_blocks(q, INTERPRETER.block_m)
-    k8, k_scale = quantize_blocks(k, INTERPRETER.block_n, mean=mean, lengths=lengths)
+    launch = choose(architecture_of(q), 64, q.shape[2])
+    q8, q_scale = quantize_blocks(q, launch.block_m)
+    k8, k_scale = quantize_blocks(k, launch.block_n, mean=mean, lengths=lengths)
     wide = [
-        x.double() * s.double().repeat_interleave(32, 2)[:, :, : x.shape[2], None]
-        for x, s in ((q8, q_scale), (k8, k_scale))
+        x.double() * s.double().repeat_interleave(block, 2)[:, :, : x.shape[2], None]
+        for x, s, block in ((q8, q_scale, launch.block_m), (k8, k_scale, launch.block_n))
     ]
     args = {"scale": 64**-0.5, "window": (-1, 0 if options.get("causal") else -1), "lengths": lengths}
     exact, exact_lse = reference(*wide, v.double(), **args)
