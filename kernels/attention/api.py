@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from lepto.kernels.attention.launch import architecture_of, hopper_config, launch_forward, launch_hopper
+from lepto.kernels.attention.launch import architecture_of, hopper_launches, launch_forward, launch_hopper
 from lepto.kernels.attention.reference import reference, reference_varlen
 from lepto.kernels.attention.tables import choose
 from lepto.kernels.attention.validation import (
@@ -102,7 +102,7 @@ def attention(
         # An architecture without kernels is an error before any work.
         if implementation == HOPPER:
             check_hopper(window, softcap, scale, q=q, k=k, v=v, lengths=lengths, bias=bias, alibi_slopes=alibi_slopes)
-            hopper_config(q)
+            hopper_launches(q)
         else:
             choose(architecture_of(q), head_dim, rows)
         out = torch.empty((batch, rows, heads, head_dim) if swap else q.shape, dtype=q.dtype, device=q.device)

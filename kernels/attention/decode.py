@@ -8,7 +8,7 @@ import triton
 from lepto.kernels.attention.launch import architecture_of, interpreted, strides
 from lepto.kernels.attention.reference import reference
 from lepto.kernels.attention.split import _decode_kernel, _join_kernel
-from lepto.kernels.attention.tables import choose_decode, padded_head_dim
+from lepto.kernels.attention.tables import CHAINED, choose_decode, padded_head_dim
 from lepto.kernels.attention.validation import (
     Window,
     check_head_dim,
@@ -101,8 +101,7 @@ def attention_decode(
     if not q.numel():
         return (out, lse) if return_lse else out
     scales = [_scale_of(s, k_cache) for s in (k_scale, v_scale)]
-    # From Hopper on a kernel can be launched while the one before it runs (programmatic dependent launch).
-    chained = {"launch_pdl": True} if not whole and name in ("sm_90", "sm_100") else {}
+    chained = {"launch_pdl": True} if not whole and name in CHAINED else {}
     _decode_kernel[(batch * kv_heads * splits,)](
         q, k_cache, v_cache, block_table, lengths, *scales, partial, partial_lse, out, lse,
         *strides(q, 0, 1, 2), *strides(k_cache, 0, 1, 2), *strides(v_cache, 0, 1, 2),
@@ -127,7 +126,7 @@ def _splits(q: torch.Tensor, programs: int, blocks: int) -> int:
     if q.device.type != "cuda":
         return max(1, min(4, blocks))
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    return max(1, min(MOST_SPLITS, blocks, 2 * processors // max(programs, 1)))
+    return max(1, min(MOST_SPLITS, blocks, processors // max(programs, 1)))
 
 
 def _scale_of(scale: torch.Tensor | None, cache: torch.Tensor) -> torch.Tensor | None:

@@ -8,11 +8,9 @@ import torch
 import triton
 
 from lepto.kernels.attention import forward
+from lepto.kernels.attention.schedule import schedule
 from lepto.kernels.attention.tables import Launch, Specialized, choose, choose_specialized, padded_head_dim
 from lepto.kernels.attention.validation import Window
-
-L2_BYTES = 16 << 20
-"""Of keys and values that stay in a Hopper GPU's L2 cache (50 MB and more, in two halves) while all rows pass."""
 
 
 def interpreted(kernel: Any) -> bool:
@@ -111,8 +109,8 @@ def launch_forward(
     )  # fmt: skip
 
 
-def hopper_config(q: torch.Tensor) -> Specialized:
-    """The launch of the warp-specialized kernel on the GPU that the queries lie on.
+def hopper_launches(q: torch.Tensor) -> tuple[Specialized, ...]:
+    """The launches of the warp-specialized kernel on the GPU that the queries lie on.
 
     Raises:
         ValueError: They do not lie on a GPU that it runs on.
@@ -136,6 +134,7 @@ def hopper_arguments(
     scale: float,
     causal: bool,
     config: Specialized,
+    lanes: int,
 ) -> dict[str, Any]:
     """What the warp-specialized kernel takes, by name; tensors are views of ``[B, H, S, D]`` with at least one key."""
     from triton.experimental.gluon import language as gl
@@ -157,13 +156,11 @@ def hopper_arguments(
         "v_tensor": tiled(v, config.block_n),
         "out_tensor": tiled(out, 64),
         "lse_ptr": lse,
-        "blocks": triton.cdiv(rows, 64 * config.groups),
+        "blocks": triton.cdiv(rows, config.block_m),
         "heads": heads,
         "group": heads // kv_heads,
         "batches": batch,
-        # Without a mask a head's tiles stand together, which have the same keys; with one, as many heads as the cache
-        # holds.
-        "lanes": max(1, min(batch * heads, L2_BYTES // (2 * 2 * keys * head_dim))) if causal else 1,
+        "lanes": lanes,
         "len_q": rows,
         "len_k": keys,
         "scale": float(scale),
@@ -191,7 +188,7 @@ def launch_hopper(
     """Fill ``out`` and ``lse`` by the warp-specialized kernel; tensors are views of ``[B, H, S, D]``."""
     from lepto.kernels.attention import hopper
 
-    config = hopper_config(q)
+    launches = hopper_launches(q)
     if not q.numel():
         return
     if not k.shape[2]:  # no descriptor has no rows
@@ -199,9 +196,11 @@ def launch_hopper(
         if lse is not None:
             lse.fill_(float("-inf"))
         return
-    arguments = hopper_arguments(q, k, v, out, lse, scale=scale, causal=causal, config=config)
-    tiles = arguments["blocks"] * arguments["heads"] * arguments["batches"]
+    batch, heads, rows, head_dim = q.shape
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    config, lanes = schedule(launches, rows, k.shape[2], batch * heads, head_dim, processors, causal=causal)
+    arguments = hopper_arguments(q, k, v, out, lse, scale=scale, causal=causal, config=config, lanes=lanes)
+    tiles = arguments["blocks"] * heads * batch
     grid = (min(processors * config.programs, tiles),)
     hopper._attention_hopper_kernel[grid](**arguments, num_warps=4, maxnreg=config.registers)
 

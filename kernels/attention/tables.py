@@ -32,6 +32,10 @@ class Specialized:
         stages: Blocks of keys, and of values, that shared memory holds.
         turns: The groups multiply one after another.
         programs: That share a multiprocessor.
+        step_us: What a step takes, in microseconds, measured; `schedule` compares launches by it.
+        extra: What else a tile takes, in steps.
+        causal: It may run with the causal mask; three groups would spill there.
+        rows: The most query rows that it is for.
     """
 
     block_n: int
@@ -39,6 +43,15 @@ class Specialized:
     stages: int
     turns: bool = True
     programs: int = 1
+    step_us: float = 1.0
+    extra: float = 1.0
+    causal: bool = True
+    rows: int = 1 << 31
+
+    @property
+    def block_m(self) -> int:
+        """Query rows of a tile."""
+        return 64 * self.groups
 
     @property
     def registers(self) -> int:
@@ -70,6 +83,7 @@ class Architecture:
         tensor_core: The PTX instruction that a matrix product must have become.
         long: For more than 64 query rows.
         short: For at most 64 query rows: a larger block would compute rows that do not exist.
+        tiny: For at most 16; empty: as ``short``.
         rich: With a bias, ALiBi or a soft cap, at any length: their addresses and scores want registers of their own.
         decode: For a cache and at most 16 rows, bound by the memory that the cache is read from. ``block_m`` is the
             least, here and in ``decode_many``.
@@ -89,10 +103,11 @@ class Architecture:
     decode: dict[int, Launch]
     decode_many: dict[int, Launch]
     copy: Copy
+    tiny: dict[int, Launch] = field(default_factory=dict)
     packed: dict[int, Launch] = field(default_factory=dict)
     packed_short: dict[int, Launch] = field(default_factory=dict)
     plugin: dict[int, Launch] = field(default_factory=dict)
-    specialized: dict[int, Specialized] = field(default_factory=dict)
+    specialized: dict[int, tuple[Specialized, ...]] = field(default_factory=dict)
 
 
 _DECODE = {
@@ -139,23 +154,44 @@ _AMPERE_SMALL = Architecture(  # A10, RTX 30, L4, RTX 40
     decode_many=_DECODE_MANY,
     copy=_COPY,
 )
-_HOPPER = Architecture(  # wgmma works on 64 rows for each group of four warps
-    shared_bytes=227 * 1024,
-    tensor_core="wgmma",
-    long={
-        32: Launch(128, 64, 4, 3),
-        64: Launch(128, 64, 4, 3),
-        128: Launch(128, 64, 8, 3),
-        256: Launch(128, 32, 8, 2),
-    },
-    short={32: Launch(64, 64, 4, 3), 64: Launch(64, 64, 4, 3), 128: Launch(64, 64, 4, 3), 256: Launch(64, 32, 4, 2)},
-    rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 3)},
-    decode=_DECODE,
-    decode_many=_DECODE,
-    copy=_COPY,
-    packed={32: Launch(64, 32, 4, 3), 64: Launch(64, 32, 4, 3)},
-    packed_short={32: Launch(32, 16, 1, 1), 64: Launch(16, 16, 1, 1)},  # mma.sync: fewer rows than wgmma takes
-    specialized={32: Specialized(128, 2, 4), 64: Specialized(128, 3, 3), 128: Specialized(128, 2, 2)},
+_HOPPER = (
+    Architecture(  # wgmma works on 64 rows for each group of four warps; chosen on an H200 (baselines/kernels.json)
+        shared_bytes=227 * 1024,
+        tensor_core="wgmma",
+        long={
+            32: Launch(64, 64, 4, 3),
+            64: Launch(128, 64, 8, 3),
+            128: Launch(128, 64, 8, 3),
+            256: Launch(128, 32, 8, 2),
+        },
+        short={
+            32: Launch(64, 64, 4, 1),
+            64: Launch(64, 64, 4, 1),
+            128: Launch(64, 64, 4, 3),
+            256: Launch(64, 32, 4, 2),
+        },
+        rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 3)},
+        decode=_DECODE | {128: Launch(16, 64, 4, 4)},
+        decode_many=_DECODE,
+        copy=_COPY,
+        tiny={64: Launch(16, 16, 1, 1)},
+        packed={64: Launch(64, 32, 4, 3)},
+        packed_short={32: Launch(32, 16, 1, 1), 64: Launch(16, 16, 1, 1)},
+        specialized={
+            32: (
+                Specialized(64, 1, 3, turns=False, programs=3, step_us=0.70, extra=2, rows=512),
+                Specialized(128, 2, 3, step_us=0.93),
+                Specialized(128, 3, 3, step_us=1.18, causal=False),
+            ),
+            64: (
+                Specialized(64, 1, 3, turns=False, programs=3, step_us=0.90, extra=2, rows=512),
+                Specialized(128, 2, 3, step_us=1.26),
+                Specialized(128, 3, 4, step_us=1.43, causal=False, rows=512),
+                Specialized(128, 3, 3, step_us=1.44, causal=False),
+            ),
+            128: (Specialized(64, 1, 2, turns=False, step_us=0.9, rows=64), Specialized(128, 2, 2, step_us=1.55)),
+        },
+    )
 )
 _BLACKWELL = Architecture(
     shared_bytes=227 * 1024,
@@ -184,6 +220,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 PACKED_SHORT = 128
 """Tokens of the longest sequence of a packed batch, up to which small blocks are used."""
+CHAINED = ("sm_90", "sm_100")
+"""Where a kernel can be launched while the one before it runs (programmatic dependent launch, from 9.0 on)."""
 # Triton's interpreter has no limits; small blocks let short sequences cross block borders.
 INTERPRETER = Launch(32, 32, 4, 1)
 # A float32 product runs without tensor cores: small blocks keep it in registers.
@@ -244,6 +282,8 @@ def choose(
         table = entry.packed_short if rows <= PACKED_SHORT else entry.packed
         if table and head_dim <= max(table):
             return _of(table, head_dim)
+    if rows <= 16 and not rich and entry.tiny and head_dim <= max(entry.tiny):
+        return _of(entry.tiny, head_dim)
     long = entry.long | entry.plugin if plugin else entry.long
     return _of(entry.rich if rich else entry.short if rows <= 64 else long, head_dim)
 
@@ -262,8 +302,8 @@ def choose_decode(name: str, head_dim: int, rows: int) -> Launch:
     return _of(entry.decode if rows <= 16 else entry.decode_many, head_dim)
 
 
-def choose_specialized(name: str, head_dim: int) -> Specialized:
-    """The launch of the warp-specialized kernel.
+def choose_specialized(name: str, head_dim: int) -> tuple[Specialized, ...]:
+    """The launches of the warp-specialized kernel, of which `schedule` takes one.
 
     Raises:
         ValueError: The architecture has none, or none for this head_dim.

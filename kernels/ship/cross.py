@@ -46,8 +46,8 @@ class Compilable(Protocol):
         """The compile-time arguments; what is neither these nor an argument is None."""
 
     @property
-    def warps_and_stages(self) -> tuple[int, int]:
-        """As it is launched."""
+    def options(self) -> dict[str, Any]:
+        """As it is launched: ``num_warps`` and what else Triton's compiler takes."""
 
     def arguments(self, names: list[str]) -> list[tuple[str, str]]:
         """What the compiled kernel takes, in order: names and Triton's types."""
@@ -105,6 +105,7 @@ def cross_compile(specification: Compilable, *, ptx_version: int | None = None) 
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     kernel = specification.function
     architecture(specification.architecture)
@@ -114,7 +115,7 @@ def cross_compile(specification: Compilable, *, ptx_version: int | None = None) 
     arguments = specification.arguments(names)
     types = dict(arguments)
     constants: dict[str, Any] = {name: specification.constants.get(name) for name in names if name not in types}
-    source = ASTSource(
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         kernel,
         signature={name: types.get(name, "constexpr") for name in names},
         constexprs=constants,
@@ -122,13 +123,11 @@ def cross_compile(specification: Compilable, *, ptx_version: int | None = None) 
             (names.index(name),): [["tt.divisibility", 16]] for name, _ in arguments if specification.divisible(name)
         },
     )
-    warps, stages = specification.warps_and_stages
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", int(specification.architecture.removeprefix("sm_")), 32),
         options={
-            "num_warps": warps,
-            "num_stages": stages,
+            **specification.options,
             "enable_fp_fusion": True,
             **({} if ptx_version is None else {"ptx_version": ptx_version}),
         },
@@ -182,6 +181,7 @@ def summary(specification: Compilable) -> dict[str, Any]:
         "stack_bytes": compiled.stack_bytes,
         "scratch_bytes": compiled.scratch_bytes,
         "num_warps": compiled.num_warps,
+        "block_m": specification.constants.get("BLOCK_M", 64),
     }
 
 

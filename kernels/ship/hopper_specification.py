@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lepto.kernels.attention.tables import Launch, choose_specialized
+from lepto.kernels.attention.tables import Specialized, choose_specialized
 
-_TYPES = {"float16": "*fp16", "bfloat16": "*bf16"}
-_WIDE = tuple(f"stride_{x}{axis}" for x in "qkvo" for axis in "bh")
+_TYPES = {"float16": "fp16", "bfloat16": "bf16"}
+_TILED = ("q_tensor", "k_tensor", "v_tensor", "out_tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,30 +17,32 @@ class HopperSpecification:
 
     Attributes:
         head_dim: D.
+        entry: Of the table's launches for this head_dim.
         dtype: ``float16`` or ``bfloat16``.
         causal: No query sees a key after its place.
         ragged: The number of keys is no multiple of a block.
-        num_warps: Another number than the table's.
+        lse: Writes the log-sum-exp.
     """
 
     head_dim: int
+    entry: int = 0
     dtype: str = "float16"
     causal: bool = False
     ragged: bool = False
-    num_warps: int | None = None
+    lse: bool = True
     kernel: str = "attention_hopper"
     architecture: str = "sm_90"
 
     @property
-    def launch(self) -> Launch:
+    def launch(self) -> Specialized:
         """From the table."""
-        return choose_specialized(self.architecture, self.head_dim)
+        return choose_specialized(self.architecture, self.head_dim)[self.entry]
 
     @property
     def name(self) -> str:
         """For people."""
-        parts = [self.kernel, f"d{self.head_dim}", self.dtype]
-        parts += [flag for flag in ("causal", "ragged") if getattr(self, flag)]
+        parts = [self.kernel, f"d{self.head_dim}", f"launch{self.entry}", self.dtype]
+        parts += [flag for flag in ("causal", "ragged", "lse") if getattr(self, flag)]
         return "_".join([*parts, self.architecture.replace("_", "")])
 
     @property
@@ -56,30 +58,39 @@ class HopperSpecification:
         return _attention_hopper_kernel
 
     @property
-    def warps_and_stages(self) -> tuple[int, int]:
-        """From the table, unless other warps are asked for."""
-        return self.num_warps or self.launch.num_warps, self.launch.num_stages
+    def options(self) -> dict[str, Any]:
+        """As it is launched."""
+        return {"num_warps": 4, "maxnreg": self.launch.registers}
 
     @property
     def constants(self) -> dict[str, Any]:
         """The kernel's compile-time arguments."""
         return {
             "HEAD_DIM": self.head_dim,
-            "BLOCK_M": self.launch.block_m,
             "BLOCK_N": self.launch.block_n,
             "CAUSAL": self.causal,
-            "MASK": self.causal or self.ragged,
-            "LSE": True,
-            "WIDEN": False,
+            "RAGGED": self.ragged,
+            "GROUPS": self.launch.groups,
+            "STAGES": self.launch.stages,
+            "TURNS": self.launch.turns and self.launch.groups > 1,
+            "LSE": self.lse,
         }
 
     def arguments(self, names: list[str]) -> list[tuple[str, str]]:
         """What the compiled kernel takes, in order: names and Triton's types."""
-        kinds = dict.fromkeys(("Q", "K", "V", "Out"), _TYPES[self.dtype]) | {"Lse": "*fp32", "scale": "fp32"}
-        return [
-            (name, kinds.get(name, "i64" if name in _WIDE else "i32")) for name in names if name not in self.constants
-        ]
+        kinds = {"lse_ptr": "*fp32" if self.lse else None, "scale": "fp32"}
+        kinds |= {name: self._tiled(name) for name in _TILED}
+        found = [(name, kinds.get(name, "i32")) for name in names if name not in self.constants]
+        return [(name, kind) for name, kind in found if kind is not None]
+
+    def _tiled(self, name: str) -> str:
+        from triton.experimental.gluon import language as gl
+
+        rows = self.launch.block_n if name in ("k_tensor", "v_tensor") else 64
+        shape = [1, 1, rows, self.head_dim]
+        layout = gl.NVMMASharedLayout.get_default_for(shape, gl.float16)
+        return f"tensordesc<{_TYPES[self.dtype]}[{','.join(map(str, shape))}],{layout!r}>"
 
     def divisible(self, name: str) -> bool:
         """Whether the compiler may take the argument for a multiple of 16."""
-        return name in ("Q", "K", "V", "Out") or name.startswith("stride_")
+        return name == "lse_ptr"

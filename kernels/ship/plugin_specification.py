@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lepto.kernels.attention.tables import Launch, choose, padded_head_dim
+from lepto.kernels.attention.tables import PACKED_SHORT, Launch, choose, padded_head_dim
 
 _TYPES = {"float16": "fp16", "bfloat16": "bf16"}
 _MASKS = {"": 0, "float": 1, "bool": 2, "packed": 0}
@@ -48,7 +48,9 @@ class PluginSpecification:
     def launch(self) -> Launch:
         """From the table of the architecture."""
         rich = bool(_MASKS[self.mask]) or self.softcap > 0
-        return choose(self.architecture, self.head_dim, 64 if self.short else 65, rich=rich, plugin=True)
+        rows = 64 if self.short else PACKED_SHORT + 1
+        packed = self.mask == "packed"
+        return choose(self.architecture, self.head_dim, rows, rich=rich, plugin=True, packed=packed)
 
     @property
     def name(self) -> str:
@@ -73,9 +75,9 @@ class PluginSpecification:
         return _attention_plugin_kernel
 
     @property
-    def warps_and_stages(self) -> tuple[int, int]:
+    def options(self) -> dict[str, Any]:
         """From the table, unless the pipeline is another."""
-        return self.launch.num_warps, self.stages or self.launch.num_stages
+        return {"num_warps": self.launch.num_warps, "num_stages": self.stages or self.launch.num_stages}
 
     @property
     def constants(self) -> dict[str, Any]:

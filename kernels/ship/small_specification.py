@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lepto.kernels.attention.tables import Launch, choose_copy, choose_decode, padded_head_dim
+from lepto.kernels.attention.tables import CHAINED, Launch, choose_copy, choose_decode, padded_head_dim
 
 DECODE, JOIN, PACK, UNPACK, QUANTIZE = "attention_decode", "decode_join", "pack", "unpack", "quantize"
 KERNELS = (DECODE, JOIN, PACK, UNPACK, QUANTIZE)
@@ -32,6 +32,7 @@ class SmallSpecification:
         window: Decode sees a window to the left.
         softcap: Decode caps the scores.
         smooth: `quantize` takes a mean off.
+        whole: Decode has one split, and nothing to join.
     """
 
     kernel: str
@@ -44,12 +45,13 @@ class SmallSpecification:
     window: bool = False
     softcap: bool = False
     smooth: bool = False
+    whole: bool = False
 
     @property
     def name(self) -> str:
         """Unique for each variant."""
         parts = [self.kernel, f"d{self.head_dim}", self.dtype, self.cache]
-        parts += [flag for flag in ("paged", "window", "softcap", "smooth") if getattr(self, flag)]
+        parts += [flag for flag in ("paged", "window", "softcap", "smooth", "whole") if getattr(self, flag)]
         parts += [f"m{self.rows}"] if self.kernel == DECODE else []
         return "_".join([*filter(None, parts), self.architecture.replace("_", "")])
 
@@ -76,13 +78,17 @@ class SmallSpecification:
         return choose_decode(self.architecture, self.head_dim, self.rows)
 
     @property
-    def warps_and_stages(self) -> tuple[int, int]:
-        """As the wrapper launches it."""
+    def options(self) -> dict[str, Any]:
+        """As the wrapper launches it; where nothing stands, Triton's own."""
         if self.kernel == DECODE:
-            return self._decode.num_warps, self._decode.num_stages
+            return {"num_warps": self._decode.num_warps, "num_stages": self._decode.num_stages}
         if self.kernel in (PACK, UNPACK):
-            return choose_copy(self.architecture).num_warps, 1
-        return 4, 3  # Triton's own defaults
+            return {"num_warps": choose_copy(self.architecture).num_warps}
+        return {}
+
+    @property
+    def _chained(self) -> bool:
+        return self.architecture in CHAINED
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -100,8 +106,16 @@ class SmallSpecification:
                 "LEFT": self.window,
                 "SOFTCAP": self.softcap,
                 "WIDEN": False,
+                "WHOLE": self.whole,
+                "CHAINED": self._chained and not self.whole,
             },
-            JOIN: {"HEAD_DIM": self.head_dim, "BLOCK_M": self.rows, "BLOCK_D": padded, "SPLITS": 64},
+            JOIN: {
+                "HEAD_DIM": self.head_dim,
+                "BLOCK_M": self.rows,
+                "BLOCK_D": padded,
+                "SPLITS": 64,
+                "CHAINED": self._chained,
+            },
             PACK: {"UNPACK": False, "ROWS": copy.rows, "WIDTH": min(copy.width, 1 << (self.head_dim - 1).bit_length())},
             QUANTIZE: {
                 "HEAD_DIM": self.head_dim,
@@ -122,7 +136,8 @@ class SmallSpecification:
             cache = f"*{_TYPES[self.cache or self.dtype]}"
             found: dict[str, str | None] = {"Q": f"*{_TYPES[self.dtype]}", "K": cache, "V": cache}
             found |= {"Table": "*i32" if self.paged else None, "Lengths": "*i32", "KScale": scaled, "VScale": scaled}
-            return found | {"Partial": "*fp32", "PartialLse": "*fp32"}
+            parts = None if self.whole else "*fp32"
+            return found | {"Partial": parts, "PartialLse": parts, "Out": f"*{_TYPES[self.dtype]}", "Lse": "*fp32"}
         if self.kernel == JOIN:
             return {"Partial": "*fp32", "PartialLse": "*fp32", "Out": f"*{_TYPES[self.dtype]}", "Lse": "*fp32"}
         if self.kernel == QUANTIZE:

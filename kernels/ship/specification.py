@@ -22,13 +22,15 @@ class Specification:
         head_dim: D.
         dtype: ``float16`` or ``bfloat16``.
         causal: No query sees a key after its place.
-        short: Compiled for at most 64 query rows.
+        short: Compiled for at most 64 query rows; packed, for at most 128 in the longest sequence.
+        tiny: Compiled for at most 16.
         lengths: Takes the number of keys of each row (`attention` only).
         bias: 0 none, 1 added, 2 boolean.
         alibi: Takes slopes.
         softcap: Caps the scores.
         window: Sees a window to the left.
         lse: Writes the log-sum-exp.
+        doubles: Takes scale and soft cap in 64 bits, as PyTorch's Inductor passes them.
     """
 
     kernel: str
@@ -37,12 +39,14 @@ class Specification:
     dtype: str = "float16"
     causal: bool = False
     short: bool = False
+    tiny: bool = False
     lengths: bool = False
     bias: int = 0
     alibi: bool = False
     softcap: bool = False
     window: bool = False
     lse: bool = False
+    doubles: bool = False
 
     @property
     def launch(self) -> Launch:
@@ -54,9 +58,9 @@ class Specification:
         )
 
     @property
-    def warps_and_stages(self) -> tuple[int, int]:
+    def options(self) -> dict[str, Any]:
         """From the table."""
-        return self.launch.num_warps, self.launch.num_stages
+        return {"num_warps": self.launch.num_warps, "num_stages": self.launch.num_stages}
 
     @property
     def multiplies(self) -> bool:
@@ -74,7 +78,7 @@ class Specification:
     def name(self) -> str:
         """A name for files and symbols, one for each variant."""
         parts = [self.kernel, f"d{self.head_dim}", self.dtype]
-        flags = ("causal", "short", "lengths", "alibi", "softcap", "window", "lse")
+        flags = ("causal", "short", "tiny", "lengths", "alibi", "softcap", "window", "lse", "doubles")
         parts += [flag for flag in flags if getattr(self, flag)]
         parts += [("", "bias", "mask")[self.bias]] if self.bias else []
         return "_".join([*parts, self.architecture.replace("_", "")])
@@ -129,7 +133,7 @@ class Specification:
                 if kind is not None:
                     found.append((name, kind))
             elif name in ("scale", "softcap"):
-                found.append((name, "fp32"))
+                found.append((name, "fp64" if self.doubles else "fp32"))
             elif name.startswith("stride_") and name not in (*_ROW_STRIDES, "stride_bias_k"):
                 found.append((name, "i64"))
             else:

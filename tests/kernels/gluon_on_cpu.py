@@ -302,7 +302,7 @@ def run_hopper(
     config: Specialized,
     lse: torch.Tensor | None = None,
     scale: float | None = None,
-    lanes: int | None = None,  # by default the launcher's
+    lanes: int = 1,
     programs: int = 3,  # which run one after another
     seed: int = 0,
     source: str = SOURCE,
@@ -310,9 +310,9 @@ def run_hopper(
     """What the launcher fills for views of ``[B, H, S, D]``, in the layout of ``q``."""
     out = torch.full_like(q, torch.nan)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    arguments = hopper_arguments(q, k, v, out, lse, scale=scale, causal=causal, config=config)
+    arguments = hopper_arguments(q, k, v, out, lse, scale=scale, causal=causal, config=config, lanes=lanes)
     arguments |= {name: Descriptor(made) for name, made in arguments.items() if name.endswith("_tensor")}
-    arguments |= {"lse_ptr": None if lse is None else Pointer(lse), "lanes": lanes or arguments["lanes"]}
+    arguments["lse_ptr"] = None if lse is None else Pointer(lse)
     generator = random.Random(seed)
     for index in range(programs):
         Program(index, programs, generator, source).namespace["_attention_hopper_kernel"](**arguments)

@@ -135,3 +135,53 @@ def test_another_triton_is_refused():
     check_triton("3.9.0", where="x")
     with pytest.raises(CubinError, match=r"got 3\.10\.0: its kernels may take other hidden arguments"):
         check_triton("3.10.0", where="x")
+
+
+@pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="no GPU")
+def test_a_cubin_runs_on_its_gpu_with_neither_triton_nor_torch(tmp_path):
+    """More shared memory than 48 KiB, rows of all lengths, against float64."""
+    pytest.importorskip("cuda.core")
+    code = f"""
+import subprocess, sys
+import numpy as np
+from cuda.bindings import runtime
+from cuda.core import Device
+from lepto.kernels.ship.loader import current_architecture, load
+build = [sys.executable, "-m", "lepto.runtime.cli", "kernels", "build", "--target", current_architecture()]
+subprocess.run([*build, "--head-dim", "128", "-o", {str(tmp_path)!r}], check=True)
+device = Device()
+stream = device.create_stream()
+kernel = load({str(tmp_path)!r} + f"/attention_varlen_d128_float16_{{current_architecture().replace('_', '')}}.json")
+heads, dim, lengths = 4, 128, [5, 64, 1, 130, 0, 77]
+cu = np.cumsum([0, *lengths]).astype(np.int32)
+q, k, v = np.random.default_rng(0).standard_normal((3, cu[-1], heads, dim)).astype(np.float16)
+out = np.full_like(q, np.nan)
+def checked(result):
+    assert result[0] == 0, result
+    return result[1] if len(result) > 1 else None
+def upload(array):
+    at = checked(runtime.cudaMalloc(array.nbytes))
+    checked(runtime.cudaMemcpy(at, array.ctypes.data, array.nbytes, runtime.cudaMemcpyKind.cudaMemcpyHostToDevice))
+    return int(at)
+values = {{name: 0 for name, _ in kernel.manifest.arguments}}
+values |= {{"Q": upload(q), "K": upload(k), "V": upload(v), "Out": upload(out), "CuQ": upload(cu), "CuK": upload(cu)}}
+values |= {{f"stride_{{x}}h": dim for x in "qkvo"}} | {{f"stride_{{x}}s": heads * dim for x in "qkvo"}}
+values |= {{"heads": heads, "group": 1, "max_q": 130, "max_k": 130, "scale": dim**-0.5, "left": -1, "right": -1}}
+blocks = -(-130 // kernel.manifest.block_m) * heads * len(lengths)
+kernel.launch(stream, values, blocks=blocks)
+stream.sync()
+down = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+checked(runtime.cudaMemcpy(out.ctypes.data, values["Out"], out.nbytes, down))
+for low, high in zip(cu, cu[1:]):
+    a, b, c = (x[low:high].astype(float).transpose(1, 0, 2) for x in (q, k, v))
+    scores = a @ b.transpose(0, 2, 1) * dim**-0.5
+    weights = np.exp(scores - scores.max(-1, keepdims=True, initial=-np.inf))
+    exact = (weights / weights.sum(-1, keepdims=True)) @ c
+    assert np.abs(exact.transpose(1, 0, 2) - out[low:high]).max(initial=0) < 3e-3
+assert "torch" not in sys.modules and "triton" not in sys.modules
+"""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

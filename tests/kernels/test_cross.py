@@ -21,6 +21,10 @@ QUICK: list[Compilable] = [
     Specification("attention_varlen", "sm_90", 128, causal=True, lse=True),
     Specification("attention_int8", "sm_89", 64),
     SmallSpecification(DECODE, "sm_87", 64, paged=True, cache="int8"),
+    SmallSpecification(DECODE, "sm_90", 128, whole=True),
+    SmallSpecification(JOIN, "sm_90", 128),
+    Specification("attention_varlen", "sm_90", 32, short=True),
+    Specification("attention", "sm_90", 64, softcap=True, doubles=True),
     SmallSpecification(JOIN, "sm_87", 64),
     SmallSpecification(PACK, "sm_90", 384),
     SmallSpecification(UNPACK, "sm_90", 384),
@@ -33,6 +37,7 @@ SMALL: list[Compilable] = [
     for head_dim in HEAD_DIMS
     for options in (
         {"window": True},
+        {"whole": True},
         {"rows": 64, "dtype": "bfloat16", "softcap": True},
         {"paged": True, "cache": "int8"},
         {"paged": True, "rows": 64, "cache": "float8_e5m2" if architecture in NO_E4M3 else "float8_e4m3fn"},
@@ -59,6 +64,7 @@ ALL: list[Compilable] = [
     for kernel, options in (
         ("attention", {"causal": True, "lse": True}),
         ("attention", {"short": True, "lengths": True}),
+        ("attention", {"tiny": True}),
         ("attention_varlen", {"dtype": "bfloat16"}),
         ("attention_varlen", {"short": True}),
         ("attention_int8", {}),
@@ -87,11 +93,10 @@ def compile_all(specifications: Sequence[Compilable]) -> list[dict]:
 
 
 def wanted(found: dict) -> str:
-    """The tensor-core instruction; one for larger blocks takes at least 64 rows, and decode may have 16."""
+    """The tensor-core instruction; one for larger blocks takes at least 64 rows."""
     if not found["multiplies"]:
         return ""
-    few = found["name"].startswith(DECODE) and "_m16_" in found["name"]
-    return "mma.sync" if few else ARCHITECTURES[found["architecture"]].tensor_core
+    return "mma.sync" if found["block_m"] < 64 else ARCHITECTURES[found["architecture"]].tensor_core
 
 
 def problems(found: dict) -> list[str]:
@@ -127,7 +132,7 @@ def test_the_kernels_around_attention_fit_every_gpu():
 
 def test_the_judge_sees_each_problem():
     good = {"name": "attention_int8", "architecture": "sm_89", "tensor_core": "mma.sync", "int8": True}
-    good |= {"multiplies": True}
+    good |= {"multiplies": True, "block_m": 64}
     good |= {"stack_bytes": 0, "shared_bytes": 1024, "scratch_bytes": 0}
     assert problems(good) == []
     bad = good | {"tensor_core": "", "int8": False, "stack_bytes": 8, "shared_bytes": 1 << 20, "scratch_bytes": 1}

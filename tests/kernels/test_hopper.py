@@ -8,12 +8,15 @@ from conftest import ON_GPU
 from gluon_on_cpu import SOURCE, ProtocolError, run_hopper
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cross import compile_all, problems
 from tolerance import assert_close, assert_lse_close
 
 from lepto.kernels.attention import attention, attention_varlen
 from lepto.kernels.attention.api import seen_window
 from lepto.kernels.attention.reference import reference
+from lepto.kernels.attention.schedule import _busiest, schedule
 from lepto.kernels.attention.tables import ARCHITECTURES, Specialized, choose_specialized
+from lepto.kernels.ship.hopper_specification import HopperSpecification
 
 TABLE = ARCHITECTURES["sm_90"].specialized
 on_cpu = pytest.mark.skipif(ON_GPU, reason="the GPU runs the kernel itself")
@@ -226,3 +229,65 @@ def test_what_it_cannot_is_refused_and_no_other_stands_in():
             choose_specialized(name, head_dim)
     with pytest.raises(ValueError, match="the architecture is sm_75"):
         choose_specialized("sm_75", 64)
+
+
+@pytest.mark.parametrize("head_dim", TABLE)
+@pytest.mark.parametrize("causal", [False, True])
+def test_there_is_a_launch_for_any_shape(head_dim, causal):
+    for rows in (1, 16, 64, 65, 128, 300, 512, 513, 5000):
+        for heads in (1, 12, 1536):
+            launch, lanes = schedule(TABLE[head_dim], rows, rows, heads, head_dim, 132, causal=causal)
+            assert 1 <= lanes <= heads
+            assert launch.causal or not causal
+            assert launch.groups == 1 or rows > 64 * (launch.groups - 1), "a group without rows"
+
+
+def test_the_order_of_tiles_leaves_no_processor_much_more_than_the_others():
+    """Shapes that were measured, where the worst order takes half as long again."""
+    launch = Specialized(128, 2, 2)
+    for keys, heads in ((1024, 256), (2048, 128), (4096, 64)):
+        _, lanes = schedule((launch,), keys, keys, heads, 128, 132, causal=True)
+        all_steps = sum(block + 2 for block in range(keys // 128)) * heads
+        assert _busiest(launch, keys, keys, heads, lanes, 132) < 1.07 * all_steps / 132
+        worst = max(_busiest(launch, keys, keys, heads, n, 132) for n in (1, 2, 4, 8, 16))
+        assert worst > 1.35 * all_steps / 132
+
+
+def test_the_estimate_counts_the_steps_of_the_order_that_the_kernel_has():
+    launch, rows, keys, heads, lanes, places = Specialized(64, 2, 2), 700, 500, 6, 4, 5
+    blocks = -(-rows // 128)
+    load = [0.0] * places
+    for tile in range(blocks * heads):
+        first = tile // (blocks * lanes) * lanes
+        here = min(lanes, heads - first)
+        block = blocks - 1 - tile % (blocks * lanes) // here
+        seen = max(min(keys, (block + 1) * 128 + keys - rows), 1)
+        load[tile % places] += -(-seen // 64) + launch.extra
+    assert _busiest(launch, rows, keys, heads, lanes, places) == max(load)
+
+
+def wrong(found: dict) -> list[str]:
+    told = problems(found)
+    told += [] if found["tma"] else [f"{found['name']}: tiles do not come by TMA"]
+    return told + ([] if found["specialized"] else [f"{found['name']}: no warps are specialized"])
+
+
+def variants(head_dim: int) -> list[HopperSpecification]:
+    return [
+        HopperSpecification(head_dim, entry, dtype, **options)
+        for entry, launch in enumerate(TABLE[head_dim])
+        for dtype in ("float16", "bfloat16")
+        for options in ({}, {"ragged": True, "lse": False}, {"causal": True})
+        if launch.causal or not options.get("causal")
+    ]
+
+
+def test_warps_are_specialized_and_tiles_come_by_tma():
+    assert not [p for found in compile_all([HopperSpecification(128, 1, causal=True)]) for p in wrong(found)]
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_every_entry_of_the_table():
+    every = [one for head_dim in TABLE for one in variants(head_dim)]
+    assert not [problem for found in compile_all(every) for problem in wrong(found)]
