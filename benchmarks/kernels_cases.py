@@ -216,15 +216,17 @@ def decode(shape: Shape) -> Case:
     """One query against caches that together are larger than the GPU's own; beside it a copy of as many bytes."""
     copies = max(1, -(-_CACHE_BYTES // int(decode_bytes(shape))))
     size = (shape.batch, shape.length, KV_HEADS, shape.head_dim)
-    caches = [
-        tuple(torch.randn(size, device="cuda", dtype=torch.float16) for _ in range(2)) for _ in range(copies)
-    ]  # as a step finds them: other layers were read since
+
+    def draw() -> torch.Tensor:
+        return torch.randn(size, device="cuda", dtype=torch.float16)
+
+    caches = [(draw(), draw()) for _ in range(copies)]  # as a step finds them: other layers were read since
     q = torch.randn(shape.batch, 1, shape.heads, shape.head_dim, device="cuda", dtype=torch.float16)
     lengths = torch.full((shape.batch,), shape.length, dtype=torch.int32, device="cuda")
     target = torch.empty(size, device="cuda", dtype=torch.float16)
     turn = [0]
 
-    def rotate() -> tuple[torch.Tensor, ...]:
+    def rotate() -> tuple[torch.Tensor, torch.Tensor]:
         turn[0] += 1
         return caches[turn[0] % copies]
 

@@ -23,7 +23,7 @@ def graph_median_ms(run: Contender, *, calls: int | None = None, replays: int = 
         calls: In the graph; by default about 2 ms of them.
         replays: That are timed, by events.
     """
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch 2.13's stubs
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         run()
@@ -38,7 +38,8 @@ def graph_median_ms(run: Contender, *, calls: int | None = None, replays: int = 
 
 
 def _elapsed_ms(call: Callable[[], Any]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    event: Any = torch.cuda.Event
+    start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()
     call()
     end.record()

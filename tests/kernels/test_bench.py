@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -97,6 +98,13 @@ def test_bars():
     text = table(results)
     assert "| v | sdpa cudnn | no |" in text
     assert "| d | lepto decode | 1.0000 |  | 89.0% |  |" in text
+
+
+def test_the_stored_table_is_judged_by_the_same_bars():
+    stored = json.loads((Path(__file__).parents[2] / "benchmarks" / "baselines" / "kernels.json").read_text())
+    assert judge(stored["results"]) == stored["bars"]
+    rows = [row for result in stored["results"] for row in result["rows"] if row["implementation"].startswith("lepto")]
+    assert all(row["max_error"] < 2e-2 for row in rows)
 
 
 def test_errors_are_taken_against_float64():
