@@ -149,7 +149,8 @@ def _await_turn(turns, block, G: gl.constexpr, TURNS: gl.constexpr):
 @gluon.jit
 def _scores(q, tiles, barriers, block, STAGES: gl.constexpr, BLOCK_N: gl.constexpr, LAYOUT: gl.constexpr):
     """Begin to multiply the queries with a block of keys that has come."""
-    keys = tiles[1].index(block % STAGES).reshape([BLOCK_N, q.shape[1]]).permute((1, 0))
+    _, k_tiles, _, _ = tiles
+    keys = k_tiles.index(block % STAGES).reshape([BLOCK_N, q.shape[1]]).permute((1, 0))
     none = gl.zeros([GROUP_ROWS, BLOCK_N], gl.float32, LAYOUT)
     return warpgroup_mma(q, keys, none, use_acc=False, is_async=True)
 
@@ -157,8 +158,10 @@ def _scores(q, tiles, barriers, block, STAGES: gl.constexpr, BLOCK_N: gl.constex
 @gluon.jit
 def _add_values(weights, acc, tiles, barriers, block, STAGES: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr):
     """Begin to add a block of values, once it has come."""
-    mbarrier.wait(barriers[4].index(block % STAGES), (block // STAGES) & 1)
-    values = tiles[2].index(block % STAGES).reshape([BLOCK_N, D])
+    _, _, v_tiles, _ = tiles
+    _, _, _, _, v_full, _, _ = barriers
+    mbarrier.wait(v_full.index(block % STAGES), (block // STAGES) & 1)
+    values = v_tiles.index(block % STAGES).reshape([BLOCK_N, D])
     return warpgroup_mma(weights, values, acc, is_async=True)
 
 
@@ -190,22 +193,22 @@ def _step(
     P_LAYOUT: gl.constexpr,
 ):
     """The scores and the softmax of a block of keys, while the values of the block before are added."""
-    turns = barriers[6]
-    mbarrier.wait(barriers[2].index(block % STAGES), (block // STAGES) & 1)
+    _, _, k_full, k_empty, _, v_empty, turns = barriers
+    mbarrier.wait(k_full.index(block % STAGES), (block // STAGES) & 1)
     _await_turn(turns, block, G, TURNS)
     scores = _scores(q, tiles, barriers, block, STAGES, BLOCK_N, S_LAYOUT)
     acc = _add_values(p, acc, tiles, barriers, block - 1, STAGES, BLOCK_N, HEAD_DIM)
     if TURNS:
         mbarrier.arrive(turns.index((G + 1) % GROUPS), count=1)
     scores, acc = warpgroup_mma_wait(1, deps=(scores, acc))
-    mbarrier.arrive(barriers[3].index(block % STAGES), count=1)
+    mbarrier.arrive(k_empty.index(block % STAGES), count=1)
     if MASKED:
         last = _last(at, first_row, len_q, len_k, CAUSAL, S_LAYOUT)
         scores = _mask(scores, last, BLOCK_N, S_LAYOUT)
     weights, fade, top, total = _softmax(scores, top, total, factor, MASKED)
     total = gl.inline_asm_elementwise(STAY, "=f,f", [total], dtype=gl.float32, is_pure=False, pack=1)
     acc, weights, total = warpgroup_mma_wait(0, deps=(acc, weights, total))
-    mbarrier.arrive(barriers[5].index((block - 1) % STAGES), count=1)
+    mbarrier.arrive(v_empty.index((block - 1) % STAGES), count=1)
     acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, O_LAYOUT))[:, None]
     return acc, gl.convert_layout(weights.to(p.dtype), P_LAYOUT), top, total
 

@@ -131,8 +131,8 @@ def test_a_row_does_not_depend_on_its_batch(order, size):
 
 
 WAIT = "    acc, weights, total = warpgroup_mma_wait(0, deps=(acc, weights, total))\n"
-V_EMPTY = "    mbarrier.arrive(barriers[5].index((block - 1) % STAGES), count=1)\n"
-V_FULL = "    mbarrier.wait(barriers[4].index(block % STAGES), (block // STAGES) & 1)\n"
+V_EMPTY = "    mbarrier.arrive(v_empty.index((block - 1) % STAGES), count=1)\n"
+V_FULL = "    mbarrier.wait(v_full.index(block % STAGES), (block // STAGES) & 1)\n"
 Q_FULL = "        mbarrier.wait(q_full.index(G), turn & 1)\n"
 Q_EMPTY = "        mbarrier.arrive(q_empty.index(G), count=1)\n"
 FAULTS = {
@@ -212,6 +212,7 @@ def test_what_it_cannot_is_refused_and_no_other_stands_in():
         ({"lengths": torch.tensor([8], dtype=torch.int32)}, "takes no lengths"),
         ({"bias": torch.zeros(1, 1, 8, 8)}, "takes no bias"),
         ({"alibi_slopes": torch.zeros(2)}, "takes no alibi_slopes"),
+        ({"scale": 0.0}, r"needs a positive scale, got 0\.0"),
     ]
     for options, said in refused:
         with pytest.raises(ValueError, match=said):
@@ -221,6 +222,8 @@ def test_what_it_cannot_is_refused_and_no_other_stands_in():
     odd = torch.zeros(1, 2, 8, 36, dtype=torch.float16)[..., :32]
     with pytest.raises(ValueError, match=r"start at multiples of 16 bytes, q has strides \[576, 288, 36, 1\]"):
         attention(odd, odd, odd, implementation="hopper")
+    with pytest.raises(ValueError, match=r"k has strides \[512, 0, 32, 1\]"):
+        attention(x, x[:, :1].expand(-1, 2, -1, -1), x, implementation="hopper")
     with pytest.raises(ValueError, match="implementation must be one of triton, reference, got 'hopper'"):
         attention_varlen(x[0], x[0], x[0], torch.tensor([0, 2]).int(), max_seqlen_q=2, implementation="hopper")
     for name, head_dim in (("sm_89", 64), ("sm_90", 80), ("sm_100", 64)):
