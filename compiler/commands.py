@@ -13,12 +13,14 @@ from lepto.compiler.passes import PASSES
 from lepto.compiler.passes.options import describe
 from lepto.compiler.recipe import Recipe, load_recipe_values, make_recipe
 from lepto.compiler.recipe import recipe_schema as schema_of_recipes
+from lepto.compiler.training.team import current, led
 from lepto.runtime.console import Output, size_text
 
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; the rest goes to stderr.")]
 _Model = "A Hugging Face directory or hub id, an ONNX file, or package.module:factory."
 
 
+@led
 def compile_(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe; flags override what it says.")] = None,
     *,
@@ -152,6 +154,7 @@ def _settings(prepared: Any, output: Path | None) -> dict[str, Any]:
         "max drop": recipe.max_drop,
         "threads": recipe.threads,
         "seed": recipe.seed,
+        **({"processes": current().size} if current().size > 1 else {}),
         "confidence": recipe.confidence,
         "search": _search_text(recipe) if prepared.searches else "no",
         "passes": ", ".join(prepared.plan).replace("|", " or ") + ("" if recipe.passes else " (chosen by measurement)"),

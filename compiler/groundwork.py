@@ -27,6 +27,7 @@ from lepto.compiler.spent import Spent
 from lepto.compiler.split import split_development
 from lepto.compiler.teaching import Tell
 from lepto.compiler.training.lesson import Lesson, copies_for, own_answers, prepare_lesson
+from lepto.compiler.training.team import current
 from lepto.runtime.measure import FORM as TIMING_FORM
 
 MINIMUM = 50
@@ -126,7 +127,12 @@ class Groundwork:
                 took = time.monotonic() - started
             (stage / "rate.json").write_text(json.dumps(asked / took))
 
-        key = {"teacher": self.root.digest, "train": self.train.digest, "machine": self.machine}
+        key = {
+            "teacher": self.root.digest,
+            "train": self.train.digest,
+            "machine": self.machine,
+            "processes": current().size,
+        }
         entry, _ = self.cache.get("answering-rate", {**key, "versions": dict(self.versions)}, make)
         rate = float(json.loads((entry / "rate.json").read_text()))
         chosen, copies = answerable(count, copies, min(_MOST_ANSWERS, _ANSWERS * self.spent.limit * rate))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.pipeline import Pass, plan
 from lepto.compiler.recipe import DEFAULT_SEARCH, NO_SEARCH, Recipe
 from lepto.compiler.source import Source, open_source
+from lepto.compiler.training.team import current, processes
 from lepto.compiler.unlabelled import apart_from, load_unlabelled
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import this_machine
@@ -60,7 +60,7 @@ def prepare(recipe: Recipe) -> Prepared:
     Raises:
         LeptoError: Something cannot be used; the message says what and why.
     """
-    _check_alone()
+    _check_processes(recipe)
     target = resolve_target(recipe.target)
     source = open_source(recipe.model, recipe.task)
     check_weights(source)
@@ -179,12 +179,19 @@ def _teaches(recipe: Recipe) -> bool:
     return bool(names & {"distill", "quantization-aware"})
 
 
-def _check_alone() -> None:
-    """Refuse to be one of several processes: all would write one package, and wait for each other in the cache."""
-    if (count := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
+def _check_processes(recipe: Recipe) -> None:
+    """Refuse to compile in each of several processes: they would wait for each other in the cache."""
+    if (count := processes()) <= 1:
+        return
+    if current().size != count:
         raise LeptoError(
-            f"this is one of {count} processes (WORLD_SIZE, as torchrun sets it), and a model is compiled by one: "
-            "start lepto without torchrun. --workers 2 teaches the candidates of a search side by side"
+            f"this is one of {count} processes (WORLD_SIZE, as torchrun sets it), and one compiles while the others "
+            "help: call it within lepto.compiler.training.team.joined(), as lepto compile does"
+        )
+    if recipe.workers is not None:
+        raise LeptoError(
+            f"--workers {recipe.workers}: under torchrun its {count} processes teach each student together; teach them "
+            "side by side without torchrun, or leave --workers out"
         )
 
 

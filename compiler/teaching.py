@@ -17,6 +17,7 @@ from lepto.compiler.halving import Student
 from lepto.compiler.source import Source
 from lepto.compiler.training.lesson import Lesson
 from lepto.compiler.training.loop import Schedule, train
+from lepto.compiler.training.team import current
 from lepto.compiler.workers import Workers, run_all
 
 Say = Callable[[str], None]
@@ -76,7 +77,12 @@ class Teaching:
             )
             (stage / "rate.json").write_text(json.dumps(samples / (time.monotonic() - started)))
 
-        key = {"student": student.source.digest, "train": self.lesson.digest, "machine": self.machine}
+        key = {
+            "student": student.source.digest,
+            "train": self.lesson.digest,
+            "machine": self.machine,
+            "processes": current().size,
+        }
         entry, _ = self.cache.get("teaching-rate", {**key, "versions": dict(self.versions)}, make)
         return float(json.loads((entry / "rate.json").read_text()))
 

@@ -14,7 +14,7 @@ import torch
 
 from lepto.compiler.encoder import Encoder
 from lepto.compiler.source import first_output
-from lepto.compiler.training.losses import feature_distance, relation_distance
+from lepto.compiler.training.losses import Part, feature_distance, relation_distance
 from lepto.compiler.training.pool import Pool, reduced_precision
 
 
@@ -97,8 +97,13 @@ class Guide:
         """What learns beside the student and is thrown away after it."""
         return list(self.projections.parameters())
 
-    def loss(self, place: int, rows: Sequence[int], device: torch.device) -> torch.Tensor:
-        """After the student's forward pass: the teacher's on the same samples, and the distance.
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the losses that :meth:`parts` can give."""
+        return (*(f"hidden {i}" for i in range(len(self._matched))), "relations")
+
+    def parts(self, place: int, rows: Sequence[int], device: torch.device) -> dict[str, Part]:
+        """After the student's forward pass: the teacher's on the same samples, and the distances, by name.
 
         Args:
             place: Which of the pools.
@@ -110,19 +115,20 @@ class Guide:
         with torch.no_grad(), reduced_precision(device):
             self.teacher.module(**inputs)
         mask = inputs["attention_mask"].float()
-        total = torch.zeros((), device=device)
+        parts = {}
         if self.hidden:
-            real = mask.bool()
-            for state, index, projection in zip(ours.hidden, self._matched, self.projections, strict=True):
-                total = total + self.hidden / len(self._matched) * feature_distance(
-                    projection(state.float())[real], theirs.hidden[index].float()[real]
-                )
+            real, weight = mask.bool(), self.hidden / len(self._matched)
+            matched = zip(ours.hidden, self._matched, self.projections, strict=True)
+            for i, (state, index, projection) in enumerate(matched):
+                wanted = theirs.hidden[index].float()[real]
+                parts[f"hidden {i}"] = weight * feature_distance(projection(state.float())[real], wanted)
         if self.relations:
             assert ours.values is not None
             assert theirs.values is not None
-            total = total + self.relations * relation_distance(ours.values, theirs.values, mask, self.relation_heads)
+            distance = relation_distance(ours.values, theirs.values, mask, self.relation_heads)
+            parts["relations"] = self.relations * distance
         self.clear()
-        return total
+        return parts
 
     def clear(self) -> None:
         """Forget the last passes."""

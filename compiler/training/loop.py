@@ -1,4 +1,7 @@
-"""The loop that teaches a student: plain torch, moved and stepped by accelerate."""
+"""The loop that teaches a student: plain torch, moved and stepped by accelerate, in one process or in several.
+
+Several take the steps of one: each batch is shared, and what they find is added up (:mod:`.team`, :mod:`.exchange`).
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from lepto.compiler.context import PassError
 from lepto.compiler.data import NO_LABEL
 from lepto.compiler.source import first_output
+from lepto.compiler.training.exchange import pack, statistics_of, unpack
 from lepto.compiler.training.first_row import first_row_only
 from lepto.compiler.training.guide import Guide
-from lepto.compiler.training.losses import distillation, feature_distance
+from lepto.compiler.training.losses import Part, distillation, divisors, feature_distance, to_labels, whole_loss
+from lepto.compiler.training.observed import ends, observed_in, set_ends
 from lepto.compiler.training.pool import Features, Pool, on_device, reduced_precision
+from lepto.compiler.training.team import Team, current
+
+_TERMS = ("logits", "labels", "features")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ def train(
     name: str = "student",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[float]:
-    """Teach a student; changes it.
+    """Teach a student; changes it. Under ``torchrun`` all processes take part, each with its share of every batch.
 
     Args:
         student: The module; left in evaluation mode.
@@ -99,14 +106,33 @@ def train(
     Raises:
         PassError: The loss is not finite.
     """
+    return current().run(_train, student, path, original, augmented, schedule, guide, name, progress=progress)
+
+
+def _train(
+    team: Team,
+    student: torch.nn.Module,
+    path: str | None,
+    original: Pool,
+    augmented: Sequence[Pool],
+    schedule: Schedule,
+    guide: Guide | None,
+    name: str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[float]:
     from accelerate import Accelerator  # type: ignore[import-untyped]  # it ships no types
 
-    torch.manual_seed(schedule.seed)
+    # Every process drops other values; the order of the batches is that of all.
+    torch.manual_seed(schedule.seed + team.rank)
     rng = np.random.default_rng(schedule.seed)
     per_pool = [math.ceil(len(pool) / schedule.batch_size) for pool in (original, *augmented[:1])]
     steps = max(1, round(schedule.epochs * sum(per_pool)))
-    # Its precision is a setting of the whole process, which may be set already: precision is chosen in _loss.
+    # Its precision is a setting of the whole process, which may be set already: precision is chosen in _parts.
     accelerator = Accelerator()
+    # Made ready as if it were only run: gradients are added up here, exactly, and not averaged as by DDP, which knows
+    # neither how many samples a process had nor what a guide projects.
+    model = accelerator.prepare_model(student, evaluation_mode=True)
     groups = _groups(student, schedule)
     if guide is not None:
         guide.projections.to(accelerator.device)
@@ -114,13 +140,16 @@ def train(
         groups.append({"params": guide.parameters(), "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.rate(step, steps))
-    model, optimizer, decay = accelerator.prepare(student, optimizer, decay)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    parameters = [p for group in groups for p in group["params"]]
+    statistics, observed = statistics_of(student), observed_in(student)
     model.train()
     # The teacher's answers and the augmented copies keep a student from learning the samples by heart; dropout would
     # only blur what it is told.
     dropouts = [(module, module.p) for module in student.modules() if isinstance(module, torch.nn.Dropout)]
     for module, _ in dropouts:
         module.p = 0.0
+    terms = _TERMS if guide is None else (*_TERMS, *guide.terms)
     done, epoch, losses = 0, 0, []
     with contextlib.ExitStack() as stack:
         seen = stack.enter_context(Features(student, path))
@@ -133,16 +162,32 @@ def train(
             total = count = 0.0
             for index in rng.permutation(len(batches)):
                 place, rows = batches[index]
-                loss = _loss(model, seen, pools[place], rows, schedule, accelerator.device)
-                if guide is not None:
-                    loss = loss + guide.loss(place, rows, accelerator.device)
-                value = float(loss.detach())
+                share = team.share(rows)
+                parts: dict[str, Part] = {}
+                with team.together():
+                    if share:
+                        parts = _parts(model, seen, pools[place], share, schedule, accelerator.device)
+                        if guide is not None:
+                            parts |= guide.parts(place, share, accelerator.device)
+                    over = divisors(parts, terms, accelerator.device)
+                over = team.sum(over)
+                with team.together():
+                    value = 0.0
+                    if parts:
+                        loss = whole_loss(parts, terms, over)
+                        accelerator.backward(loss)
+                        value = float(loss.detach())
+                    row = pack(value, len(share), parameters, statistics) if team.size > 1 else None
+                    ranges = ends(observed, bool(share)) if team.size > 1 and observed else None
+                if row is not None:
+                    value = unpack(team.add_up(row), parameters, statistics)
+                if ranges is not None:
+                    set_ends(observed, team.smallest(ranges))
                 if not math.isfinite(value):
                     raise PassError(
                         f"{name}: the loss became {value} in step {done + 1} of {steps} "
                         f"(learning rate {schedule.learning_rate:g})"
                     )
-                accelerator.backward(loss)
                 accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 decay.step()
@@ -164,9 +209,9 @@ def train(
     return losses
 
 
-def _loss(
+def _parts(
     model: Any, seen: Features, pool: Pool, rows: Sequence[int], schedule: Schedule, device: torch.device
-) -> torch.Tensor:
+) -> dict[str, Part]:
     inputs, logits, features, labels = pool.batch(rows)
     with reduced_precision(device):
         output = first_output(model(**on_device(inputs, device)))
@@ -178,16 +223,16 @@ def _loss(
         for place, row in enumerate(rows):
             real[place, : pool.sizes[row]] = True
         ours, logits, labels = output[real], logits[real], labels[real]
-    loss = schedule.logits * distillation(ours, logits, schedule.temperature)
+    parts = {"logits": schedule.logits * distillation(ours, logits, schedule.temperature)}
     if schedule.labels and bool((labels != NO_LABEL).any()):
-        loss = loss + schedule.labels * functional.cross_entropy(ours, labels, ignore_index=NO_LABEL)
+        parts["labels"] = schedule.labels * to_labels(ours, labels)
     if schedule.features and features is not None and seen.value is not None:
         read, wanted = seen.value, features.to(device)
         if output.ndim == 3:
             read, wanted = read[real], wanted[real]
         if read.shape == wanted.shape:
-            loss = loss + schedule.features * feature_distance(read, wanted)
-    return loss
+            parts["features"] = schedule.features * feature_distance(read, wanted)
+    return parts
 
 
 def _groups(model: torch.nn.Module, schedule: Schedule) -> list[dict[str, Any]]:

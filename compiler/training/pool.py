@@ -13,6 +13,7 @@ import torch
 from lepto.compiler.data import NO_LABEL
 from lepto.compiler.source import first_output
 from lepto.compiler.training.first_row import first_row_only
+from lepto.compiler.training.team import Team, current
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import this_machine
 
@@ -84,7 +85,7 @@ def teach(
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> Targets:
-    """Run the teacher over samples.
+    """Run the teacher over samples; under ``torchrun`` every process runs it over some batches.
 
     Args:
         teacher: In evaluation mode.
@@ -97,18 +98,32 @@ def teach(
     Raises:
         LeptoError: An output is not finite.
     """
+    return current().run(_teach, teacher, path, sizes, collate, batch, progress=progress)
+
+
+def _teach(
+    team: Team,
+    teacher: torch.nn.Module,
+    path: str | None,
+    sizes: Sequence[int],
+    collate: Collate,
+    batch: int,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Targets:
     order = np.argsort(np.asarray(sizes), kind="stable")
     logits: dict[int, npt.NDArray[np.float32]] = {}
     features: dict[int, npt.NDArray[np.float32]] = {}
     device = next(teacher.parameters()).device
     longest = on_device(collate(order[-2:].tolist()), device)
     with (
+        team.together(),
         first_row_only(teacher, longest),
         torch.inference_mode(),
         reduced_precision(device),
         Features(teacher, path) as seen,
     ):
-        for start in range(0, len(order), batch):
+        for start in range(team.rank * batch, len(order), team.size * batch):
             rows = order[start : start + batch].tolist()
             output = first_output(teacher(**on_device(collate(rows), device))).float().cpu().numpy()
             if not np.isfinite(output).all():
@@ -121,9 +136,11 @@ def teach(
                 if read is not None and read.shape[0] == len(rows):
                     features[row] = read[place][cut if read.ndim == 3 else slice(None)].copy()
             if progress is not None:
-                progress(len(rows))
-    count = len(order)
-    return Targets([logits[i] for i in range(count)], [features[i] for i in range(count)] if features else [])
+                progress(len(order[start : start + team.size * batch]))
+    parts = team.gather((logits, features))
+    logits, features = ({row: answer for part in parts for row, answer in part[i].items()} for i in (0, 1))
+    every = sorted(logits)
+    return Targets([logits[i] for i in every], [features[i] for i in every] if features else [])
 
 
 def on_device(inputs: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from lepto.compiler.context import Feed
 from lepto.compiler.passes.learned import LearnedRanges, Range
+from lepto.compiler.training.observed import Observed
 
 _SMALLEST = float(torch.finfo(torch.float32).tiny)
 
@@ -52,21 +53,6 @@ def fake_quantize_activation(x: torch.Tensor, low: torch.Tensor, high: torch.Ten
 
 
 @dataclass
-class _Observed:
-    """The moving range of one layer's input."""
-
-    low: torch.Tensor | None = None
-    high: torch.Tensor | None = None
-
-    def update(self, x: torch.Tensor, momentum: float) -> None:
-        with torch.no_grad():
-            low, high = x.min().clamp_max(0), x.max().clamp_min(0)
-            # The first batch sets the range, so that no step trains with a wrong one.
-            self.low = low if self.low is None else torch.lerp(low, self.low.to(low), momentum)
-            self.high = high if self.high is None else torch.lerp(high, self.high.to(high), momentum)
-
-
-@dataclass
 class Rounding:
     """A module's linear layers while they round; see :func:`quantization_aware`.
 
@@ -76,7 +62,7 @@ class Rounding:
     """
 
     module: torch.nn.Module
-    observed: dict[str, _Observed] = field(default_factory=dict)
+    observed: dict[str, Observed] = field(default_factory=dict)
 
     def ranges(self) -> dict[str, Range]:
         """The range of each layer's input, by its path; layers that were never run have none."""
@@ -151,7 +137,7 @@ def quantization_aware(
         raise ValueError("the module has no linear layer to train for 8 bits")
     if busy := [path for path, layer in chosen.items() if "forward" in vars(layer)]:
         raise ValueError(f"the forward of layer {busy[0]!r} is replaced already")
-    rounding = Rounding(module, {path: _Observed() for path in chosen})
+    rounding = Rounding(module, {path: Observed() for path in chosen})
     largest = 64 if reduce_range else 127
     try:
         for path, layer in chosen.items():
@@ -166,7 +152,7 @@ def quantization_aware(
 
 def _forward(
     layer: torch.nn.Linear,
-    observed: _Observed,
+    observed: Observed,
     largest: int,
     momentum: float,
     dynamic: bool,

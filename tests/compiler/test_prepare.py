@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from lepto.compiler import Recipe, prepare
+from lepto.compiler import prepare
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import Machine
 from lepto.runtime.targets import TARGETS
@@ -47,12 +47,3 @@ def test_another_family_is_refused(on) -> None:
     with pytest.raises(LeptoError, match="target 'x86-64-v3' cannot be measured here: this CPU"):
         prepare.resolve_target("x86-64-v3")
     assert prepare.stand_in(TARGETS["x86-64-v4"]) is None
-
-
-def test_one_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(LeptoError, match="start lepto without torchrun"):
-        prepare.prepare(Recipe(model="nowhere"))
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(LeptoError, match="nowhere"):
-        prepare.prepare(Recipe(model="nowhere"))
