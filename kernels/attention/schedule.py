@@ -22,7 +22,7 @@ OVER_L2 = 0.055
 SURE = 1.03
 """Estimates nearer to each other than this tell nothing."""
 MOST_TILES = 8192
-"""Beyond, rounds are many and their differences small: nothing is estimated."""
+"""Of a longer order so many at its start stand for all."""
 
 
 @lru_cache(maxsize=4096)
@@ -77,11 +77,12 @@ def _causal(launch: Specialized, rows: int, keys: int, heads: int, head_dim: int
 def _busiest(launch: Specialized, rows: int, keys: int, heads: int, lanes: int, places: int) -> float:
     """Steps of the place that gets most, in the order of `hopper._place`."""
     blocks = math.ceil(rows / launch.block_m)
-    tile = torch.arange(min(blocks * heads, MOST_TILES), device="cpu")
+    tiles = blocks * heads
+    tile = torch.arange(min(tiles, MOST_TILES), device="cpu")
     first = tile // (blocks * lanes) * lanes
     here = (heads - first).clamp(max=lanes)
     block = blocks - 1 - tile % (blocks * lanes) // here
     seen = ((block + 1) * launch.block_m + keys - rows).clamp(1, keys)
     steps = torch.ceil(seen / launch.block_n) + launch.extra
     padded = torch.nn.functional.pad(steps, (0, -len(steps) % places))
-    return float(padded.view(-1, places).sum(0).max())
+    return float(padded.view(-1, places).sum(0).max()) * tiles / len(tile)

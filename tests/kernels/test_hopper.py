@@ -269,6 +269,13 @@ def test_the_estimate_counts_the_steps_of_the_order_that_the_kernel_has():
     assert _busiest(launch, rows, keys, heads, lanes, places) == max(load)
 
 
+def test_a_long_order_is_estimated_whole():
+    """Small tiles are more, and must not look cheap for that: only the first of an order are counted."""
+    launch = Specialized(64, 1, 3)
+    some = _busiest(launch, 512, 512, 1000, 8, 132)
+    assert _busiest(launch, 512, 512, 4000, 8, 132) == pytest.approx(4 * some, rel=0.02)
+
+
 def wrong(found: dict) -> list[str]:
     told = problems(found)
     told += [] if found["tma"] else [f"{found['name']}: tiles do not come by TMA"]
