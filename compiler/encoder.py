@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     import torch
 
@@ -226,6 +229,11 @@ class Encoder:
         return Sizes(
             tuple(heads), tuple(neurons), head_dim, words.embedding_dim, words.num_embeddings, positions.num_embeddings
         )
+
+    def table(self) -> npt.NDArray[np.float32]:
+        """The embeddings of all tokens, ``[V, W]``."""
+        weight = self.part(self.family.tables[0]).weight
+        return np.asarray(weight.detach().float().numpy())
 
     def whole(self) -> Selection:
         """The selection that keeps everything."""

@@ -19,9 +19,9 @@ from lepto.compiler.cut_encoder import encoder_cutter
 from lepto.compiler.cutter import Cutter
 from lepto.compiler.data import Samples
 from lepto.compiler.encoder import Encoder
+from lepto.compiler.enough_tokens import with_enough_tokens
 from lepto.compiler.halving import answerable
 from lepto.compiler.latency import Curve, LatencyTable, measure_table
-from lepto.compiler.passes.trim_vocabulary import TrimVocabulary
 from lepto.compiler.source import Source
 from lepto.compiler.spent import Spent
 from lepto.compiler.split import split_development
@@ -50,6 +50,9 @@ class Groundwork:
     Attributes:
         root: The source, which teaches.
         train: Training samples, without the development samples.
+        dev: Development samples.
+        score: The task's metric of a source on samples.
+        allowed: How much of it a smaller vocabulary may cost.
         threads: Intra-op threads of the measurements.
         seed: Of everything random.
         cache: Where everything is kept.
@@ -61,6 +64,9 @@ class Groundwork:
 
     root: Source
     train: Samples
+    dev: Samples
+    score: Callable[[Source, Samples], float]
+    allowed: Callable[[], float]
     threads: int
     seed: int
     cache: Cache
@@ -82,7 +88,10 @@ class Groundwork:
         context = Context(threads=self.threads, seed=self.seed, train=self.train)
         notes = []
         try:
-            base = TrimVocabulary()(self.root, context)
+            base = self.spent.on(
+                {"vocabulary": self.root.digest, "train": self.train.digest, "dev": self.dev.digest},
+                lambda: with_enough_tokens(self.root, context, self.dev, self.score, self.allowed),
+            )
             notes.append(f"trim-vocabulary: {'; '.join(context.notes)}")
         except Left as left:
             base = self.root

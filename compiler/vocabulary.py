@@ -9,10 +9,14 @@ missing; Unigram's best path stays, and is still the best. A text with other wor
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from lepto.compiler.context import Left
 from lepto.compiler.words import Words, encode_all
@@ -42,13 +46,16 @@ class Trimmed:
         return [[new[token] for token in row] for row in rows]
 
 
-def trim(tokenizer: str, texts: Sequence[str | Words], *, extra: int = 0) -> Trimmed:
+def trim(
+    tokenizer: str, texts: Sequence[str | Words], *, extra: int = 0, table: npt.NDArray[np.float32] | None = None
+) -> Trimmed:
     """Keep the special tokens, the tokens of these texts, and all single characters or bytes.
 
     Args:
         tokenizer: The text of ``tokenizer.json``.
         texts: The training texts, or rows of words.
-        extra: So many more tokens, the first by id: the vocabularies of pretrained models begin with the commonest.
+        extra: So many more tokens, see :func:`likeliest`.
+        table: The model's embeddings ``[V, W]``; without them the first tokens by id are the likeliest.
 
     Returns:
         The tokenizer and what it kept.
@@ -80,12 +87,9 @@ def trim(tokenizer: str, texts: Sequence[str | Words], *, extra: int = 0) -> Tri
     keep |= set(range(max(padding, default=-1) + 1)) & set(everything.values())
     if kind == "BPE":
         keep = _with_parts(keep, model, vocabulary)
-    for index in sorted(everything.values()):
-        if extra <= 0:
-            break
-        if index not in keep:
-            keep.add(index)
-            extra -= 1
+    # Places that were left free for words to come stand first, and no text has them.
+    spare = [i for piece, i in everything.items() if i not in keep and not _FREE.fullmatch(piece)]
+    keep |= set(likeliest(spare, sorted(used), table)[:extra])
     if kind == "BPE":
         keep = _with_parts(keep, model, vocabulary)
     if len(keep) >= len(set(everything.values())):
@@ -96,6 +100,46 @@ def trim(tokenizer: str, texts: Sequence[str | Words], *, extra: int = 0) -> Tri
     result = Trimmed(json.dumps(loaded, ensure_ascii=False), kept, len(set(everything.values())))
     _check(tokenizer, result, texts)
     return result
+
+
+def likeliest(tokens: Sequence[int], seen: Sequence[int], table: npt.NDArray[np.float32] | None = None) -> list[int]:
+    """Tokens in the order in which texts to come may have them, and need them.
+
+    The vocabularies of pretrained models begin with the commonest; of these the ones that mean something like the words
+    of the training texts. The two ranks are added up.
+
+    Args:
+        tokens: Tokens that the training texts have not.
+        seen: Those that they have.
+        table: The model's embeddings ``[V, W]``; without them only the place in the vocabulary counts.
+    """
+    ordered = np.array(sorted(tokens), dtype=np.int64)
+    if table is None or not len(ordered) or not len(seen) or max(int(ordered[-1]), *seen) >= len(table):
+        return [int(token) for token in ordered]
+    centred = centred_rows(table)
+    near = np.concatenate(
+        [
+            np.sort(centred[part] @ centred[list(seen)].T, axis=1)[:, -3:].mean(axis=1)
+            for part in np.array_split(ordered, 1 + len(ordered) // 1024)
+        ]
+    )
+    ranks = np.arange(len(ordered)) + np.argsort(np.argsort(-near, kind="stable"), kind="stable")
+    return [int(token) for token in ordered[np.argsort(ranks, kind="stable")]]
+
+
+def centred_rows(table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Embeddings less their mean, each of length 1: the product of two is how like they are, in [-1, 1]."""
+    centred = table - table.mean(axis=0)
+    return np.asarray(centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-12), dtype=np.float32)
+
+
+def spelling_tokens(tokenizer: str) -> set[int]:
+    """The special tokens, and all single characters or bytes: those that are kept in order to spell any text."""
+    loaded = json.loads(tokenizer)
+    model, added = loaded["model"], {int(item["id"]) for item in loaded.get("added_tokens", [])}
+    if (single := _PIECES.get(model.get("type"))) is None:
+        return added
+    return added | {index for piece, index in _vocabulary(model).items() if single(piece, model)}
 
 
 def unknown_share(tokenizer: str, texts: Sequence[str | Words]) -> float:
@@ -143,6 +187,8 @@ def _bpe_single(piece: str, model: Mapping[str, Any]) -> bool:
 def _unigram_single(piece: str, _model: Mapping[str, Any]) -> bool:
     return len(piece.removeprefix("▁")) <= 1 or (len(piece) == 6 and piece.startswith("<0x"))
 
+
+_FREE = re.compile(r"\[unused\d+\]|<unused_?\d+>|<extra_id_\d+>")
 
 _PIECES = {"WordPiece": _wordpiece_single, "BPE": _bpe_single, "Unigram": _unigram_single}
 """For each model whether a piece is needed to spell any text."""

@@ -20,7 +20,7 @@ class TrimVocabulary:
     The training texts keep their tokens exactly; other texts may be spelled in more tokens.
 
     Attributes:
-        extra: So many more tokens, the first of the vocabulary: pretrained models number them by frequency.
+        extra: So many more tokens: the commonest, and of these the ones nearest to the words of the training data.
     """
 
     name: ClassVar[str] = "trim-vocabulary"
@@ -50,7 +50,7 @@ class TrimVocabulary:
         if source.kept_tokens is not None:
             raise Left("the vocabulary was trimmed before")
         texts = context.train.inputs
-        trimmed = trim(source.text.tokenizer, texts, extra=self.extra)
+        trimmed = trim(source.text.tokenizer, texts, extra=self.extra, table=encoder.table())
         sizes = encoder.sizes()
         positions = min(sizes.positions, source.text.preprocessing.max_length + encoder.first_position())
         if max(trimmed.kept) >= sizes.tokens:

@@ -5,11 +5,13 @@ A sample is a list of token ids without its special tokens at the ends; they are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+from lepto.compiler.vocabulary import centred_rows
 
 Tokens = list[int]
 
@@ -31,6 +33,50 @@ def replace_tokens(tokens: Sequence[int], share: float, pool: Sequence[int], rng
     hit = rng.random(len(tokens)) < share
     drawn = rng.integers(len(pool), size=len(tokens))
     return [pool[new] if replaced else token for token, replaced, new in zip(tokens, hit, drawn, strict=True)]
+
+
+def near_tokens(
+    table: npt.NDArray[np.float32], seen: Sequence[int], others: Sequence[int], *, most: int = 3, least: float = 0.3
+) -> dict[int, tuple[int, ...]]:
+    """For tokens of the training data those others that lie near them in the source's own table of embeddings.
+
+    Args:
+        table: ``[V, W]``.
+        seen: Tokens of the training data.
+        others: Tokens that it has not.
+        most: Each of the others is near so many at most.
+        least: And no less similar: cosine, once the mean of the table is taken away.
+
+    Returns:
+        For each seen token that is near one of the others, those, ascending.
+    """
+    centred = centred_rows(table)
+    seen_rows, near = np.array(sorted(seen)), dict[int, list[int]]()
+    if not len(seen_rows):
+        return {}
+    for start in range(0, len(others), 1024):  # a part at a time: all similarities would be a hundred megabytes
+        part = np.array(sorted(others)[start : start + 1024])
+        similar = centred[part] @ centred[seen_rows].T
+        for token, row in zip(part.tolist(), similar, strict=True):
+            for place in np.argsort(-row, kind="stable")[:most]:
+                if row[place] >= least:
+                    near.setdefault(int(seen_rows[place]), []).append(token)
+    return {token: tuple(found) for token, found in near.items()}
+
+
+def replace_by_near(
+    tokens: Sequence[int], share: float, near: Mapping[int, Sequence[int]], rng: np.random.Generator
+) -> Tokens:
+    """Replace each token with probability ``share`` by one that is near it and that the training data has not.
+
+    A student then meets every token that it keeps, where a sentence makes sense with it: the replacement by neighbours
+    of Jiao et al. 2020, "TinyBERT", section 4.1.2, with the source's own table instead of a language model.
+    """
+    hit, drawn = rng.random(len(tokens)) < share, rng.random(len(tokens))
+    return [
+        near[token][int(draw * len(near[token]))] if replaced and token in near else token
+        for token, replaced, draw in zip(tokens, hit, drawn, strict=True)
+    ]
 
 
 def swap_tokens(tokens: Sequence[int], swaps: int, rng: np.random.Generator) -> Tokens:
@@ -66,16 +112,20 @@ class TextAugmentation:
         replace: Share of tokens replaced.
         mix: Probability that a copy is a mixture with another sample instead.
         swaps: Neighbours swapped.
+        nearby: Share of tokens replaced by one of those that are ``near`` them.
+        near: See :func:`near_tokens`.
     """
 
     drop: float = 0.1
     replace: float = 0.1
     mix: float = 0.3
     swaps: int = 1
+    nearby: float = 0.15
+    near: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        for name in ("drop", "replace", "mix"):
+        for name in ("drop", "replace", "mix", "nearby"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.swaps < 0:
@@ -116,6 +166,8 @@ class TextAugmentation:
             else:
                 new = replace_tokens(drop_tokens(core, self.drop, rng), self.replace, pool, rng)
                 new = swap_tokens(new, self.swaps, rng)
+            if self.near:
+                new = replace_by_near(new, self.nearby, self.near, rng)
             new = new[: max_length - before - after]
             made.append([*row[:before], *new, *(row[len(row) - after :] if after else [])])
         return made

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 
 from lepto.compiler.cache import Cache
 from lepto.compiler.data import NO_LABEL, Samples
+from lepto.compiler.encoder import Encoder
 from lepto.compiler.source import Source, Text
-from lepto.compiler.training.augment import TextAugmentation, add_noise, mix_arrays, shift_images
+from lepto.compiler.training.augment import TextAugmentation, add_noise, mix_arrays, near_tokens, shift_images
 from lepto.compiler.training.pool import (
     Collate,
     Pool,
@@ -27,6 +29,7 @@ from lepto.compiler.training.pool import (
     text_collate,
 )
 from lepto.compiler.verify import tokenize
+from lepto.compiler.vocabulary import spelling_tokens
 from lepto.compiler.words import are_words, read_words, token_labels
 
 _FORMAT = 1
@@ -95,7 +98,8 @@ def prepare_lesson(
     """
     module = teacher.module()
     path = head_path(module, {name: torch.from_numpy(np.array(a)) for name, a in teacher.example.items()})
-    sets = _sets(teacher, samples, copies, seed)
+    near = _near(teacher, base, samples)
+    sets = _sets(teacher, samples, copies, seed, near)
     collates = [_collate(teacher, rows) for rows in sets]
     sizes = [_sizes(rows, len(samples)) for rows in sets]
     words = sizes if are_words(samples.inputs) else None
@@ -121,6 +125,8 @@ def prepare_lesson(
             "seed": seed,
             "versions": dict(versions),
         }
+        if near and index:
+            key["near"] = hashlib.sha256(repr(sorted(near.items())).encode()).hexdigest()
         entry, cached = cache.get("answers", key, make)
         targets.append(_read(entry))
         if cached:
@@ -184,7 +190,25 @@ def lesson_key(samples: Samples, copies: int, seed: int) -> str:
     return hashlib.sha256(f"{_FORMAT} {samples.digest} {copies} {seed}".encode()).hexdigest()
 
 
-def _sets(source: Source, samples: Samples, copies: int, seed: int) -> list[Any]:
+def _near(teacher: Source, base: Source, samples: Samples) -> dict[int, tuple[int, ...]]:
+    """For tokens of the samples those that students keep besides, and that are near them in the teacher's table."""
+    encoder = Encoder.of(teacher.module())
+    if encoder is None or teacher.text is None or base.text is None or not isinstance(samples.inputs, tuple):
+        return {}
+    table = encoder.table()
+    seen = {token for row in tokenize(samples.inputs, teacher.text) for token in row}
+    kept = range(len(table)) if base.kept_tokens is None else base.kept_tokens
+    pieces = spelling_tokens(teacher.text.tokenizer)
+    return near_tokens(table, sorted(seen - pieces), sorted(set(kept) - seen - pieces))
+
+
+def _sets(
+    source: Source,
+    samples: Samples,
+    copies: int,
+    seed: int,
+    near: Mapping[int, Sequence[int]] = MappingProxyType({}),
+) -> list[Any]:
     """The inputs of the samples, and of each copy."""
     if isinstance(samples.inputs, Mapping):
         arrays: Mapping[str, npt.NDArray[Any]] = samples.inputs
@@ -193,7 +217,7 @@ def _sets(source: Source, samples: Samples, copies: int, seed: int) -> list[Any]
     rows = tokenize(samples.inputs, source.text)
     before, after = special_tokens(source.text)
     longest = source.text.preprocessing.max_length
-    augment = TextAugmentation()
+    augment = TextAugmentation(near=near)
     # Another seed for every copy and for every kind of use, so that no two draw the same numbers.
     seeds = np.random.default_rng([seed, 1]).integers(2**31, size=copies)
     return [

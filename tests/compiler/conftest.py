@@ -78,11 +78,16 @@ def make_tokenizer(*, pad: int = 0) -> PreTrainedTokenizerFast:
     )
 
 
-def train(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, rows: Sequence[tuple[str, str]]) -> None:
+def train(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[tuple[str, str]],
+    learning_rate: float = 1e-2,
+) -> None:
     batch = tokenizer([text for text, _ in rows], padding=True, return_tensors="pt")
     names = ("input_ids", "attention_mask")
     labels = torch.tensor([LABELS.index(label) for _, label in rows])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     torch.set_num_threads(1)
     model.train()
     for _ in range(40):

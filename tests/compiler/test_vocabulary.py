@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from lepto.compiler.context import Left
-from lepto.compiler.vocabulary import trim, unknown_share
+from lepto.compiler.vocabulary import likeliest, trim, unknown_share
 
 TEXTS = ["where is my order", "cancel my order please", "the parcel is lost", "when will the parcel arrive"] * 3
 TRAIN = ["where is my order", "cancel the order"]
@@ -60,6 +61,15 @@ def test_extra_tokens_are_the_first_of_the_vocabulary() -> None:
     few, more = trim(before, TRAIN), trim(before, TRAIN, extra=3)
     added = sorted(set(more.kept) - set(few.kept))
     assert added == [i for i in range(few.before) if i not in few.kept][:3]
+
+
+def test_the_likeliest_are_common_and_near_to_what_was_seen() -> None:
+    # Tokens 2 to 5 were not seen: 2 is the commonest and far from all, 3 is near, 5 is near and rare.
+    table = np.array([[1, 0], [0.9, 0.1], [-1, 0.2], [1, 0.1], [-0.9, -0.4], [0.95, 0]], np.float32)
+    assert likeliest([5, 4, 3, 2], [0, 1]) == [2, 3, 4, 5]
+    assert likeliest([5, 4, 3, 2], [0, 1], table) == [3, 2, 5, 4]
+    assert likeliest([5, 4, 3, 2], [0, 9], table) == [2, 3, 4, 5]  # the table has no such row
+    assert likeliest([], [0], table) == []
 
 
 def test_an_unknown_kind_is_left_alone() -> None:
