@@ -227,10 +227,10 @@ class Search:
             self.say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
         reference = self._reference(taught)
         minimum = reference - self.allowed(reference)
-        if self.clean and max(s.score for s in taught) < minimum:
-            more = self._larger(base, cutter, teaching, minimum, unit / teaching.epoch, notes)
-            taught, every = (*taught, *more), [*every, *more]
         margin = halving.margin(reference - minimum, len(self.dev), clean=self.clean, strict=self.strict)
+        if self.clean and max(s.score for s in taught) < minimum + margin - 1e-12:
+            more = self._larger(base, cutter, teaching, minimum + margin, unit / teaching.epoch, notes)
+            taught, every = (*taught, *more), [*every, *more]
         less = self._smaller(base, cutter, teaching, taught, minimum, minimum + margin, unit / teaching.epoch, notes)
         taught, every = (*taught, *less), [*every, *less]
         ranked = halving.ranked(taught, minimum + margin, key)
@@ -246,7 +246,7 @@ class Search:
         return max(1 - rung.promise * (1 - s.score) for s in students) >= reference - self.allowed(reference)
 
     def _larger(
-        self, base: Source, cutter: Cutter, teaching: Teaching, minimum: float, portion_epochs: float, notes: list[str]
+        self, base: Source, cutter: Cutter, teaching: Teaching, enough: float, portion_epochs: float, notes: list[str]
     ) -> list[Student]:
         """Where no candidate has become good enough and time is left: larger ones, the cheapest first.
 
@@ -268,11 +268,11 @@ class Search:
             if share < ENOUGH:
                 notes.append(f"no time is left to teach {student.shape}: {needed_s / 60:.0f} minutes (--search-budget)")
                 break
-            self.say(f"none is good enough yet (at least {minimum:.4f} is looked for): a larger one is taught")
+            self.say(f"none is good enough yet (at least {enough:.4f} is looked for): a larger one is taught")
             epochs = round(share * LARGER.portions * portion_epochs, 2)
             self._teach(teaching, student, epochs, len(halving.RUNGS), LARGER.learning_rate)
             taught.append(student)
-            if student.score >= minimum:
+            if student.score >= enough - 1e-12:
                 break
         return taught
 
