@@ -58,6 +58,14 @@ class Teaching:
         """Samples of one epoch: each once as it is, and once as an augmented copy."""
         return len(self.lesson.original) * (2 if self.lesson.augmented else 1)
 
+    @property
+    def train_tables(self) -> bool:
+        """Whether embeddings learn too: not where some tokens are kept that the samples have not.
+
+        These stay what they are in the source, and mean something to a student only for as long as the others do, too.
+        """
+        return not self.lesson.beyond
+
     def rate(self, student: Student) -> float:
         """Samples a second that a candidate is taught, tried on a copy."""
 
@@ -65,7 +73,8 @@ class Teaching:
             self.tell("how fast this machine teaches", 0, 1)
             samples = min(1024, len(self.lesson.original))
             epochs = samples / self.epoch
-            module, schedule = copy_module(student.source), Schedule(epochs=epochs, seed=self.seed)
+            module = copy_module(student.source)
+            schedule = Schedule(epochs=epochs, train_tables=self.train_tables, seed=self.seed)
             started = time.monotonic()
             train(
                 module,
@@ -82,6 +91,7 @@ class Teaching:
             "train": self.lesson.digest,
             "machine": self.machine,
             "processes": current().size,
+            "tables": self.train_tables,
         }
         entry, _ = self.cache.get("teaching-rate", {**key, "versions": dict(self.versions)}, make)
         return float(json.loads((entry / "rate.json").read_text()))
@@ -103,7 +113,10 @@ class Teaching:
         encoder = Encoder.of(student.source.module())
         width = encoder.sizes().width if encoder is not None else 384
         schedule = Schedule(
-            epochs=epochs, learning_rate=learning_rate * (384 / max(width, 384)) ** 0.5, seed=self.seed + number
+            epochs=epochs,
+            learning_rate=learning_rate * (384 / max(width, 384)) ** 0.5,
+            train_tables=self.train_tables,
+            seed=self.seed + number,
         )
         what, name, source = f"round {number + 1}: {student.shape}", str(student.shape), student.source
 

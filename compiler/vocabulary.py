@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,21 +116,33 @@ def likeliest(tokens: Sequence[int], seen: Sequence[int], table: npt.NDArray[np.
     ordered = np.array(sorted(tokens), dtype=np.int64)
     if table is None or not len(ordered) or not len(seen) or max(int(ordered[-1]), *seen) >= len(table):
         return [int(token) for token in ordered]
-    centred = centred_rows(table)
-    near = np.concatenate(
-        [
-            np.sort(centred[part] @ centred[list(seen)].T, axis=1)[:, -3:].mean(axis=1)
-            for part in np.array_split(ordered, 1 + len(ordered) // 1024)
-        ]
-    )
+    near = np.concatenate([np.sort(like, axis=1)[:, -3:].mean(axis=1) for _, like in likeness(table, ordered, seen)])
     ranks = np.arange(len(ordered)) + np.argsort(np.argsort(-near, kind="stable"), kind="stable")
     return [int(token) for token in ordered[np.argsort(ranks, kind="stable")]]
 
 
-def centred_rows(table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Embeddings less their mean, each of length 1: the product of two is how like they are, in [-1, 1]."""
-    centred = table - table.mean(axis=0)
-    return np.asarray(centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-12), dtype=np.float32)
+def likeness(
+    table: npt.NDArray[np.float32], tokens: Sequence[int] | npt.NDArray[np.int64], seen: Sequence[int]
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """How like embeddings are: cosines, once the mean of the table is taken away.
+
+    Args:
+        table: ``[V, W]``.
+        tokens: N tokens.
+        seen: M tokens.
+
+    Yields:
+        A part of the tokens, and their ``[n, M]``: all at once would be gigabytes for the largest tables.
+    """
+    mean = table.mean(axis=0)
+
+    def unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        centred = rows - mean
+        return np.asarray(centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-12), dtype=np.float32)
+
+    others = unit(table[np.asarray(seen, dtype=np.int64)]).T
+    for part in np.array_split(np.asarray(tokens, dtype=np.int64), 1 + len(tokens) // 1024):
+        yield part, unit(table[part]) @ others
 
 
 def spelling_tokens(tokenizer: str) -> set[int]:

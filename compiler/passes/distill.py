@@ -51,14 +51,14 @@ class Distill:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        self._schedule(0)
+        self._schedule(0, train_tables=True)
         for name in ("hidden", "relations"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.copies < -1:
             raise ValueError(f"copies must be at least 0, or -1, got {self.copies}")
 
-    def _schedule(self, seed: int) -> Schedule:
+    def _schedule(self, seed: int, *, train_tables: bool) -> Schedule:
         return Schedule(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -67,6 +67,7 @@ class Distill:
             logits=self.logits,
             features=self.features,
             labels=self.labels,
+            train_tables=train_tables,
             seed=seed,
         )
 
@@ -105,7 +106,8 @@ class Distill:
             lesson.path,
             lesson.student[0],
             lesson.student[1:],
-            self._schedule(context.seed),
+            # Tokens that the samples have not mean something only for as long as the others stay what they are.
+            self._schedule(context.seed, train_tables=not lesson.beyond),
             guide=guide,
             name=source.description,
             progress=context.progress,

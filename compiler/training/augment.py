@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from lepto.compiler.vocabulary import centred_rows
+from lepto.compiler.vocabulary import likeness
 
 Tokens = list[int]
 
@@ -50,17 +50,14 @@ def near_tokens(
     Returns:
         For each seen token that is near one of the others, those, ascending.
     """
-    centred = centred_rows(table)
-    seen_rows, near = np.array(sorted(seen)), dict[int, list[int]]()
-    if not len(seen_rows):
+    columns, near = sorted(seen), dict[int, list[int]]()
+    if not columns:
         return {}
-    for start in range(0, len(others), 1024):  # a part at a time: all similarities would be a hundred megabytes
-        part = np.array(sorted(others)[start : start + 1024])
-        similar = centred[part] @ centred[seen_rows].T
-        for token, row in zip(part.tolist(), similar, strict=True):
+    for part, like in likeness(table, sorted(others), columns):
+        for token, row in zip(part.tolist(), like, strict=True):
             for place in np.argsort(-row, kind="stable")[:most]:
                 if row[place] >= least:
-                    near.setdefault(int(seen_rows[place]), []).append(token)
+                    near.setdefault(columns[int(place)], []).append(token)
     return {token: tuple(found) for token, found in near.items()}
 
 

@@ -49,6 +49,7 @@ class Lesson:
         augmented: Copies.
         student: The same pools as a student with a trimmed vocabulary reads them, the original first.
         digest: Which samples and how many copies: part of the keys of what is learned from them.
+        beyond: Whether students keep tokens that the samples have not.
     """
 
     path: str | None
@@ -56,6 +57,7 @@ class Lesson:
     augmented: tuple[Pool, ...]
     student: tuple[Pool, ...]
     digest: str = ""
+    beyond: bool = False
 
 
 def copies_for(count: int) -> int:
@@ -142,7 +144,7 @@ def prepare_lesson(
             dataclasses.replace(pool, collate=_collate(base, rows))
             for pool, rows in zip(pools, renumbered, strict=True)
         ]
-    return Lesson(path, pools[0], tuple(pools[1:]), tuple(student), f"{samples.digest} {copies}")
+    return Lesson(path, pools[0], tuple(pools[1:]), tuple(student), f"{samples.digest} {copies}", beyond=bool(near))
 
 
 def feature_bytes(module: torch.nn.Module, path: str | None, sizes: Sequence[Sequence[int]]) -> int:
