@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from lepto.compiler.cut_encoder import encoder_cutter
 from lepto.compiler.cutter import Cutter
 from lepto.compiler.data import Samples
 from lepto.compiler.encoder import Encoder
-from lepto.compiler.enough_tokens import with_enough_tokens
 from lepto.compiler.halving import answerable
 from lepto.compiler.latency import Curve, LatencyTable, measure_table
+from lepto.compiler.passes.trim_vocabulary import TrimVocabulary
 from lepto.compiler.source import Source
 from lepto.compiler.spent import Spent
 from lepto.compiler.split import split_development
@@ -50,9 +50,6 @@ class Groundwork:
     Attributes:
         root: The source, which teaches.
         train: Training samples, without the development samples.
-        dev: Development samples.
-        score: The task's metric of a source on samples.
-        allowed: How much of it a smaller vocabulary may cost.
         threads: Intra-op threads of the measurements.
         seed: Of everything random.
         cache: Where everything is kept.
@@ -60,13 +57,11 @@ class Groundwork:
         machine: What identifies this machine's speed.
         spent: The search's time.
         tell: Progress.
+        trim: Trims the vocabulary of a source to the training texts of a context, and to what else it needs.
     """
 
     root: Source
     train: Samples
-    dev: Samples
-    score: Callable[[Source, Samples], float]
-    allowed: Callable[[], float]
     threads: int
     seed: int
     cache: Cache
@@ -74,6 +69,7 @@ class Groundwork:
     machine: str
     spent: Spent
     tell: Tell
+    trim: Callable[[Source, Context], Source] = field(default_factory=TrimVocabulary)
 
     def base(self) -> tuple[Source, Lesson, list[str]]:
         """What is cut, what students learn from, and what was decided.
@@ -89,8 +85,7 @@ class Groundwork:
         notes = []
         try:
             base = self.spent.on(
-                {"vocabulary": self.root.digest, "train": self.train.digest, "dev": self.dev.digest},
-                lambda: with_enough_tokens(self.root, context, self.dev, self.score, self.allowed),
+                {"vocabulary": self.root.digest, "train": self.train.digest}, lambda: self.trim(self.root, context)
             )
             notes.append(f"trim-vocabulary: {'; '.join(context.notes)}")
         except Left as left:

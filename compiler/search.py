@@ -23,11 +23,12 @@ import torch
 
 from lepto.compiler import halving
 from lepto.compiler.cache import Cache
-from lepto.compiler.context import Left, PassError
+from lepto.compiler.context import Context, Left, PassError
 from lepto.compiler.costs import FORM as COST_FORM
 from lepto.compiler.costs import Cost, measure_costs, quick_int8, timing_feeds
 from lepto.compiler.cutter import Cutter, Shape
 from lepto.compiler.data import Samples
+from lepto.compiler.enough_tokens import with_enough_tokens
 from lepto.compiler.export.again import Exporter
 from lepto.compiler.groundwork import Groundwork
 from lepto.compiler.halving import (
@@ -165,9 +166,6 @@ class Search:
         ground = Groundwork(
             self.root,
             self.train,
-            self.dev,
-            self._score,
-            self._allowed_for_vocabulary,
             self.threads,
             self.seed,
             self.cache,
@@ -175,6 +173,7 @@ class Search:
             self.machine,
             self.spent,
             self.tell,
+            self._trimmed,
         )
         base, lesson, notes = ground.base()
         cutter = ground.cutter(base, lesson, strict=self.strict)
@@ -373,13 +372,16 @@ class Search:
             return best
         return self._on_dev(self.root)
 
-    def _allowed_for_vocabulary(self) -> float:
-        """Half of the drop; four times that where the source was trained on the samples.
+    def _trimmed(self, root: Source, context: Context) -> Source:
+        """With a vocabulary that costs half of the drop at most; four times that where the source has seen the samples.
 
         It is right on nearly all of these, and so has most to lose: of the answers that change on others, many were
         wrong before. On BANKING77 and HWU64 it lost 4 to 12 times as much on them as on test data.
         """
-        return (0.5 if self.clean else 2.0) * self.allowed(self._on_dev(self.root))
+        share = 0.5 if self.clean else 2.0
+        return with_enough_tokens(
+            root, context, self.dev, self._score, lambda: share * self.allowed(self._on_dev(root))
+        )
 
     def _on_dev(self, source: Source) -> float:
         return self._score(source, self.dev)
