@@ -100,7 +100,11 @@ def shop_intents(work: Path) -> dict[str, Any]:
     folder = work / "shop_intents"
     if not (folder / "model" / "config.json").is_file():
         workload.train(folder / "model", output=Output(as_json=True))
-    files = {name: workload.data_file(split) for name, split in (("train", "train"), ("dev", "dev"), ("eval", "test"))}
+    files = {
+        "train": workload.data_file("train"),
+        "dev": workload.data_file("dev"),
+        "eval": workload.data_file("test"),
+    }
     return {"model": str(folder / "model"), **{k: str(v) for k, v in files.items()}, "max_drop": "3%"}
 
 
