@@ -28,7 +28,7 @@ def with_enough_tokens(
     context: Context,
     dev: Samples,
     score: Callable[[Source, Samples], float],
-    allowed: Callable[[], float],
+    allowed: Callable[[float], float],
 ) -> Source:
     """Trim a source's vocabulary to as few tokens as its answers allow.
 
@@ -37,7 +37,7 @@ def with_enough_tokens(
         context: Has the training texts; told what was kept.
         dev: N samples; none of the training texts.
         score: The task's metric of a source on samples.
-        allowed: Asked how much of the metric may be lost over all N, if any sample is read otherwise.
+        allowed: How much of the metric may be lost over all N, from the score on those that are read otherwise.
 
     Raises:
         Left: The source cannot be trimmed, or all tokens are needed.
@@ -48,7 +48,8 @@ def with_enough_tokens(
     if not rows.size:
         return trimmed
     some, share = take(dev, rows, "read otherwise"), len(rows) / len(dev)
-    whole, most, lost = score(root, some), allowed(), 0.0
+    whole, lost = score(root, some), 0.0
+    most = allowed(whole)
     for extra in STEPS:
         if extra:
             del context.notes[told:]

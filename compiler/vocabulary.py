@@ -89,7 +89,7 @@ def trim(
         keep = _with_parts(keep, model, vocabulary)
     # Places that were left free for words to come stand first, and no text has them.
     spare = [i for piece, i in everything.items() if i not in keep and not _FREE.fullmatch(piece)]
-    keep |= set(likeliest(spare, sorted(used), table)[:extra])
+    keep |= set(likeliest(spare, sorted(used), table)[:extra] if extra else ())
     if kind == "BPE":
         keep = _with_parts(keep, model, vocabulary)
     if len(keep) >= len(set(everything.values())):

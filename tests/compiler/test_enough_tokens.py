@@ -86,7 +86,7 @@ def test_words_that_the_training_texts_have_not_are_kept_as_far_as_they_matter(
     fewest = TrimVocabulary()(source, Context(threads=1, seed=0, train=TRAIN))
     lost = 1.0 - accuracy(fewest, DEV)
     assert lost > 0.02  # spelled in letters, which the source has never seen
-    base = with_enough_tokens(source, context, DEV, accuracy, lambda: 0.0)
+    base = with_enough_tokens(source, context, DEV, accuracy, lambda _: 0.0)
     assert accuracy(base, DEV) == 1.0
     assert fewest.kept_tokens is not None
     assert base.kept_tokens is not None
@@ -98,7 +98,7 @@ def test_words_that_the_training_texts_have_not_are_kept_as_far_as_they_matter(
     )
     assert len(context.notes) == 2  # not those of the vocabularies that were too small
     # As many as are needed: where all that is lost may be lost, none.
-    same = with_enough_tokens(source, Context(threads=1, seed=0, train=TRAIN), DEV, accuracy, lambda: lost)
+    same = with_enough_tokens(source, Context(threads=1, seed=0, train=TRAIN), DEV, accuracy, lambda _: lost)
     assert same.kept_tokens == fewest.kept_tokens
 
 
@@ -107,14 +107,14 @@ def test_where_that_is_not_enough_all_are_kept(
 ) -> None:
     monkeypatch.setattr(enough_tokens, "STEPS", (0, 1))
     with pytest.raises(Left, match=r"with the 1 likeliest tokens besides .* the score would still fall by 0[.]"):
-        with_enough_tokens(source, context, DEV, accuracy, lambda: 0.0)
+        with_enough_tokens(source, context, DEV, accuracy, lambda _: 0.0)
 
 
 def test_texts_without_such_words_are_not_asked_about(source: Source, context: Context) -> None:
     def never(*_: object) -> float:
         raise AssertionError("nothing is read otherwise")
 
-    base = with_enough_tokens(source, context, TRAIN, never, lambda: 0.0)
+    base = with_enough_tokens(source, context, TRAIN, never, lambda _: 0.0)
     assert base.kept_tokens is not None
 
 
@@ -139,7 +139,7 @@ def test_a_student_meets_what_is_kept_besides(source: Source, context: Context, 
         return found
 
     fewest = TrimVocabulary()(source, Context(threads=1, seed=0, train=TRAIN))
-    base = with_enough_tokens(source, context, DEV, accuracy, lambda: 0.0)
+    base = with_enough_tokens(source, context, DEV, accuracy, lambda _: 0.0)
     assert rare <= {*(base.kept_tokens or ())}
     assert rare & met(base)
     assert not rare & met(fewest)
