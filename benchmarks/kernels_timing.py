@@ -23,7 +23,7 @@ def graph_median_ms(run: Contender, *, calls: int | None = None, replays: int = 
         calls: In the graph; by default about 2 ms of them.
         replays: That are timed, by events.
     """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch 2.13's stubs
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives it no types
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         run()
