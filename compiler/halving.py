@@ -49,6 +49,9 @@ LARGER = Rung(3, 1, 1.0, 0.0, 4e-4)
 SMALLER = Rung(4, 1, 1.0, 0.0, 7e-4)
 """Where one of them is good enough and time is left, how much it is taught after it was cut once more."""
 
+WHOLE = Rung(2, 1, 1.0, 0.0, 4e-4)
+"""Where the development samples are training samples, how much the winner is taught with them too."""
+
 MOST_CUTS = 6
 """How often that is done: what is left then costs less than a fifth."""
 

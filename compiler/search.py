@@ -10,33 +10,23 @@ that the same command on the same machine decides the same again, and a search t
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from lepto.compiler import halving
+from lepto.compiler.afterwards import Afterwards
 from lepto.compiler.cache import Cache
-from lepto.compiler.context import Context, Left, PassError
-from lepto.compiler.costs import FORM as COST_FORM
-from lepto.compiler.costs import Cost, measure_costs, quick_int8, timing_feeds
-from lepto.compiler.cutter import Cutter, Shape
+from lepto.compiler.context import Context
+from lepto.compiler.costs import Cost
 from lepto.compiler.data import Samples
 from lepto.compiler.enough_tokens import with_enough_tokens
-from lepto.compiler.export.again import Exporter
 from lepto.compiler.groundwork import Groundwork
 from lepto.compiler.halving import (
-    ENOUGH,
-    LARGER,
     LONGER,
-    MOST_CUTS,
-    SMALLER,
+    WHOLE,
     Objective,
     Rung,
     Student,
@@ -49,24 +39,17 @@ from lepto.compiler.halving import (
     survivors,
     within,
 )
-from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import Source
 from lepto.compiler.spent import Spent
 from lepto.compiler.teaching import Say, Teaching, Tell
-from lepto.compiler.verify import encode, logits_in_batches
+from lepto.compiler.trials import Score, Trials
 from lepto.compiler.workers import Workers, cluster
-from lepto.runtime.console import size_text
-from lepto.runtime.errors import LeptoError
-from lepto.runtime.measure import FORM as TIMING_FORM
-
-Score = Callable[[npt.NDArray[np.float32], Samples], float]
-"""From outputs and samples to the task's metric."""
-
-_T = TypeVar("_T")
-
 
 _LEAST = 0.05
 """The least part of the plan for a first round."""
+
+_ASIDE = 0.15
+"""The most of the time that is set aside to teach the winner with carved development samples too."""
 
 
 @dataclass(frozen=True)
@@ -142,14 +125,17 @@ class Search:
     reduce_range: bool = False
     workers: Workers | None = None
     spent: Spent = field(init=False)
-    _exporter: Exporter = field(init=False)
-    _exports: dict[str, OnnxModel] = field(default_factory=dict, init=False)
+    trials: Trials = field(init=False)
 
     def __post_init__(self) -> None:
-        """Open the account of the time."""
+        """Open the account of the time, and the trials."""
         key = {"seed": self.seed, "versions": dict(self.versions)}
-        object.__setattr__(self, "_exporter", Exporter(self.threads))
         object.__setattr__(self, "spent", Spent(self.seconds, self.cache, key))
+        trials = Trials(
+            self.root, self.dev, self.score, self.threads, self.seed, self.cache, self.versions, self.machine,
+            self.reduce_range, self.spent, self.say, self.tell,
+        )  # fmt: skip
+        object.__setattr__(self, "trials", trials)
 
     def __call__(self) -> Found:
         """Run it.
@@ -179,7 +165,7 @@ class Search:
         cutter = ground.cutter(base, lesson, strict=self.strict)
         shapes = cutter.shapes()
         key = key_of(self.objective)
-        every = self._measured(base, [(shape, cutter.cut(shape)) for shape in shapes], notes)
+        every = self.trials.measured(base, [(shape, cutter.cut(shape)) for shape in shapes], notes)
         every.sort(key=lambda s: key(s.cost))
         students, kept = within(every, self.latency_ms, self.size)
         notes += [kept] if kept else []
@@ -195,6 +181,8 @@ class Search:
         if len(students) < len(taught):
             notes.append(f"only {len(students)} of {len(taught)} candidates are taught: the time is short")
             taught = tuple(students)
+        if not self.clean:
+            self.spent.aside = min(WHOLE.portions * unit / rate, _ASIDE * self.seconds)
         for number, rung in enumerate(halving.RUNGS):
             if number:
                 left_s = self.spent.left
@@ -221,18 +209,24 @@ class Search:
             if ray is not None:
                 teaching.side_by_side(ray, students, epochs, number, rung.learning_rate)
             for student in students:
-                took += self._teach(teaching, student, epochs, number, rung.learning_rate)
+                took += self.trials.teach(teaching, student, epochs, number, rung.learning_rate)
             rate = len(students) * epochs * teaching.epoch / max(took, 1e-3)
             self.say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
         reference = self._reference(taught)
         minimum = reference - self.allowed(reference)
         margin = halving.margin(reference - minimum, len(self.dev), clean=self.clean, strict=self.strict)
+        after = Afterwards(
+            self.trials, teaching, cutter, base, minimum, minimum + margin, unit / teaching.epoch, key,
+            self.latency_ms, self.size, notes,
+        )  # fmt: skip
         if self.clean and max(s.score for s in taught) < minimum + margin - 1e-12:
-            more = self._larger(base, cutter, teaching, minimum + margin, unit / teaching.epoch, notes)
+            more = after.larger()
             taught, every = (*taught, *more), [*every, *more]
-        less = self._smaller(base, cutter, teaching, taught, minimum, minimum + margin, unit / teaching.epoch, notes)
+        less = after.smaller(taught)
         taught, every = (*taught, *less), [*every, *less]
         ranked = halving.ranked(taught, minimum + margin, key)
+        if not self.clean:
+            after.whole(ranked[0], lambda: ground.lesson(base, self.dev))
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
         everyone = tuple(sorted(every, key=lambda s: key(s.cost)))
         return Found(ranked, everyone, reference, minimum, base, tuple(notes), self.spent.seconds, self.spent.teaching)
@@ -241,136 +235,15 @@ class Search:
         """Whether one of them is expected to become good enough: else the time is for larger ones."""
         if not self.clean:
             return True  # the best of them is what the others are measured by
-        reference = self._on_dev(self.root)
+        reference = self.trials.on_dev(self.root)
         return max(1 - rung.promise * (1 - s.score) for s in students) >= reference - self.allowed(reference)
-
-    def _larger(
-        self, base: Source, cutter: Cutter, teaching: Teaching, enough: float, portion_epochs: float, notes: list[str]
-    ) -> list[Student]:
-        """Where no candidate has become good enough and time is left: larger ones, the cheapest first.
-
-        They keep more of the source, so that they learn at a lower rate, and all they are given at once.
-        """
-        shapes = cutter.larger()
-        if not shapes:
-            return []
-        found, taught = self._measured(base, [(shape, cutter.cut(shape)) for shape in shapes], notes), []
-        try:
-            found, _ = within(found, self.latency_ms, self.size)
-        except LeptoError:
-            return []
-        found.sort(key=lambda s: s.shape.predicted_ms)
-        for student in found:
-            left_s = self.spent.left
-            needed_s = LARGER.portions * portion_epochs * teaching.epoch / teaching.rate(student)
-            share = allowed_share(needed_s, left_s)
-            if share < ENOUGH:
-                notes.append(f"no time is left to teach {student.shape}: {needed_s / 60:.0f} minutes (--search-budget)")
-                break
-            self.say(f"none is good enough yet (at least {enough:.4f} is looked for): a larger one is taught")
-            epochs = round(share * LARGER.portions * portion_epochs, 2)
-            self._teach(teaching, student, epochs, len(halving.RUNGS), LARGER.learning_rate)
-            taught.append(student)
-            if student.score >= enough - 1e-12:
-                break
-        return taught
-
-    def _smaller(
-        self,
-        base: Source,
-        cutter: Cutter,
-        teaching: Teaching,
-        taught: Sequence[Student],
-        minimum: float,
-        enough: float,
-        portion_epochs: float,
-        notes: list[str],
-    ) -> list[Student]:
-        """Where a candidate is good enough and time is left: it is cut further, as long as it stays good enough.
-
-        It begins with what it has learned, so that little is lost at each step and soon learned again; one that comes
-        near is taught a second time.
-        """
-        key, found = key_of(self.objective), list[Student]()
-        good = [s for s in taught if s.score >= enough - 1e-12]
-        while good and len(found) < MOST_CUTS:
-            last = min(good, key=lambda s: key(s.cost))
-            needed_s = SMALLER.portions * portion_epochs * teaching.epoch / teaching.rate(last)
-            share = allowed_share(needed_s, self.spent.left)
-            if share < ENOUGH:
-                break
-            cut = self.spent.on(
-                {"smaller": last.source.digest},
-                partial(cutter.smaller, last.source, last.shape, teaching.lesson.student[0]),
-            )
-            if cut is None:
-                break
-            timed = self._measured(base, [(last.shape, last.source), cut], notes)
-            if len(timed) < 2:
-                break
-            before, now = timed
-            now.cost = now.cost.beside(before.cost, last.cost)
-            now.epochs, now.history = last.epochs, [*last.history]
-            if key(now.cost) >= key(last.cost):
-                notes.append(f"{now.shape} is not better than {last.shape}: it is left out")
-                break
-            notes.append(f"{last.shape} was good enough, and was cut to {now.shape}")
-            self.say(f"{last.shape} is good enough (at least {enough:.4f} is looked for): it is cut to {now.shape}")
-            number = len(halving.RUNGS) + 1 + len(found)
-            found.append(now)
-            for again in range(2):
-                if again:
-                    share = allowed_share(needed_s, self.spent.left)
-                    if share < ENOUGH or not minimum <= now.score < enough - 1e-12:
-                        break  # the time is up, or it is there, or too far from it
-                epochs = round(share * SMALLER.portions * portion_epochs, 2)
-                self._teach(teaching, now, epochs, number + again * MOST_CUTS, SMALLER.learning_rate)
-            if now.score < enough - 1e-12:
-                break
-            good.append(now)
-        return found
-
-    def _measured(self, base: Source, candidates: Sequence[tuple[Shape, Source]], notes: list[str]) -> list[Student]:
-        """Time all candidates side by side, before they are taught."""
-
-        def make(stage: Path) -> None:
-            models = {}
-            for place, (shape, source) in enumerate(candidates):
-                self.tell("candidates are timed", place, len(candidates) + 1)
-                try:
-                    # What it has learned since does not change what it costs.
-                    kind = repr((shape.name, shape.what))
-                    if kind not in self._exports:
-                        self._exports[kind] = quick_int8(source, export=self._exporter, reduce_range=self.reduce_range)
-                    models[str(place)] = self._exports[kind]
-                except LeptoError as error:
-                    notes.append(f"{shape} is left out: {error}")
-            singles, batches = timing_feeds(encode(self.dev.inputs, base.text), base)
-            costs = measure_costs(models, singles, batches, threads=self.threads, seed=self.seed) if models else {}
-            (stage / "costs.json").write_text(json.dumps({name: cost.to_json() for name, cost in costs.items()}))
-
-        key = {
-            "candidates": [source.digest for _, source in candidates],
-            "dev": self.dev.digest,
-            "threads": self.threads,
-            "seed": self.seed,
-            "machine": self.machine,
-            "reduce_range": self.reduce_range,
-            "form": [COST_FORM, TIMING_FORM],
-            "versions": dict(self.versions),
-        }
-        entry = self.spent.on({"costs": key}, lambda: self.cache.get("costs", key, make)[0])
-        stored = json.loads((entry / "costs.json").read_text())
-        if not stored:
-            raise Left(f"no candidate could be exported: {notes[-1] if notes else ''}")
-        return [Student(*candidates[int(place)], Cost(**cost)) for place, cost in stored.items()]
 
     def _reference(self, students: Sequence[Student]) -> float:
         """What the budget is counted from: the source where it has not seen the samples, else the best student."""
         best = max(s.score for s in students)
         if not self.clean:
             return best
-        return self._on_dev(self.root)
+        return self.trials.on_dev(self.root)
 
     def _trimmed(self, root: Source, context: Context) -> Source:
         """With a vocabulary that costs half of the drop at most; four times that where the source has seen the samples.
@@ -381,42 +254,9 @@ class Search:
 
         def allowed(whole: float) -> float:
             # What the source has not seen it is asked about anyway.
-            return 0.5 * self.allowed(self._on_dev(root)) if self.clean else 2.0 * self.allowed(whole)
+            return 0.5 * self.allowed(self.trials.on_dev(root)) if self.clean else 2.0 * self.allowed(whole)
 
-        return with_enough_tokens(root, context, self.dev, self._score, allowed)
-
-    def _on_dev(self, source: Source) -> float:
-        return self._score(source, self.dev)
-
-    def _score(self, source: Source, samples: Samples) -> float:
-        def make(stage: Path) -> None:
-            np.save(
-                stage / "logits.npy",
-                logits_in_batches(source.runner(self.threads), samples, source.text, lambda _: None),
-            )
-
-        key = {"dev": samples.digest, "model": source.digest, "root": self.root.digest}
-        entry, _ = self.cache.get("dev-logits", {**key, "versions": dict(self.versions)}, make)
-        logits = np.load(entry / "logits.npy")
-        if not np.isfinite(logits).all():
-            raise PassError("outputs on the development samples are not finite")
-        return self.score(logits, samples)
-
-    def _teach(self, teaching: Teaching, student: Student, epochs: float, number: int, learning_rate: float) -> float:
-        """Teach one student on, and ask how good it is; returns the seconds that the teaching took."""
-        learned, took, cached = teaching.teach(student, epochs, number, learning_rate)
-        self.spent.add(took, teaching=True)
-        score, before = self._on_dev(learned), student.score
-        student.epochs = round(student.epochs + epochs, 2)
-        student.history.append((student.epochs, score))
-        if not number or score >= before:  # more teaching can do harm, too
-            student.source, student.score = learned, score
-        self.say(
-            f"{student.shape}: {score:.4f} on the development samples after {student.epochs:g} epochs, "
-            f"{student.cost.p50_ms:.3f} ms, {size_text(student.cost.bytes)} "
-            f"({'cached' if cached else f'{took:.0f} s'})"
-        )
-        return took
+        return with_enough_tokens(root, context, self.dev, self.trials.score, allowed)
 
     def _front_text(self, students: Sequence[Student], key: Callable[[Cost], float]) -> str:
         best = [f"{s.score:.4f} at {s.cost.p50_ms:.3f} ms" for s in front(students, key)]

@@ -67,24 +67,30 @@ class Teaching:
         return not self.lesson.beyond
 
     def rate(self, student: Student) -> float:
-        """Samples a second that a candidate is taught, tried on a copy."""
+        """Samples a second that a candidate is taught, tried on a copy: the faster of two tries.
+
+        What else ran for a moment would make the whole plan small.
+        """
 
         def make(stage: Path) -> None:
             self.tell("how fast this machine teaches", 0, 1)
-            samples = min(1024, len(self.lesson.original))
-            epochs = samples / self.epoch
+            samples = min(512, len(self.lesson.original))
             module = copy_module(student.source)
-            schedule = Schedule(epochs=epochs, train_tables=self.train_tables, seed=self.seed)
-            started = time.monotonic()
-            train(
-                module,
-                self.lesson.path,
-                self.lesson.student[0],
-                self.lesson.student[1:],
-                schedule,
-                name=str(student.shape),
-            )
-            (stage / "rate.json").write_text(json.dumps(samples / (time.monotonic() - started)))
+            schedule = Schedule(epochs=samples / self.epoch, train_tables=self.train_tables, seed=self.seed)
+
+            def attempt() -> float:
+                started = time.monotonic()
+                train(
+                    module,
+                    self.lesson.path,
+                    self.lesson.student[0],
+                    self.lesson.student[1:],
+                    schedule,
+                    name=str(student.shape),
+                )
+                return samples / (time.monotonic() - started)
+
+            (stage / "rate.json").write_text(json.dumps(max(attempt(), attempt())))
 
         key = {
             "student": student.source.digest,

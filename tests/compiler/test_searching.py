@@ -12,6 +12,7 @@ import pytest
 
 from lepto.compiler import (
     Recipe,
+    afterwards,
     compile_model,
     costs,
     cut_channels,
@@ -20,6 +21,7 @@ from lepto.compiler import (
     halving,
     search,
     teaching,
+    trials,
 )
 from lepto.compiler.costs import Cost
 from lepto.compiler.cutter import Shape
@@ -41,7 +43,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few candidates and little teaching: these models learn in seconds."""
     monkeypatch.setattr(search, "portion", lambda count: min(2 * count, 1000))
     monkeypatch.setattr(search, "LONGER", 1.0)
-    monkeypatch.setattr(search, "MOST_CUTS", 0)
+    monkeypatch.setattr(afterwards, "MOST_CUTS", 0)
     monkeypatch.setattr(cut_encoder, "_SHARES", (1.0,))
     monkeypatch.setattr(cut_encoder, "_UNIT", 10**6)  # no candidate of half the width
     monkeypatch.setattr(cut_channels, "_SHARES", (0.5,))
@@ -67,7 +69,7 @@ def known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: Cost(ms[name], 2 * ms[name], 1e3 / ms[name], model.bytes) for name, model in models.items()}
 
     monkeypatch.setattr(groundwork, "measure_table", table)
-    monkeypatch.setattr(search, "measure_costs", by_size)
+    monkeypatch.setattr(trials, "measure_costs", by_size)
 
 
 def recipe(toy: Toy, **changes: Any) -> Recipe:
@@ -79,15 +81,15 @@ def test_without_passes_a_smaller_model_is_found_and_the_same_again(
     toy: Toy, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, ...]] = []
-    score = search.Search._on_dev
+    real = search.Search.__call__
 
-    def watch(self: search.Search, source: Any) -> float:
+    def watch(self: search.Search) -> search.Found:
         assert isinstance(self.train.inputs, tuple)
         assert isinstance(self.dev.inputs, tuple)
         seen.append(self.train.inputs + self.dev.inputs)
-        return score(self, source)
+        return real(self)
 
-    monkeypatch.setattr(search.Search, "_on_dev", watch)
+    monkeypatch.setattr(search.Search, "__call__", watch)
     package = compile_model(recipe(toy), tmp_path / "first")
     # No peeking: no sample of the evaluation data reached the search, and so no label of one.
     evaluation = {text for text, _ in toy_rows()[:60]}
@@ -149,7 +151,7 @@ def test_where_one_is_good_enough_and_time_is_left_it_is_cut_further(
 ) -> None:
     every = cut_encoder.EncoderCutter.shapes
     monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", lambda self: every(self)[-1:])
-    monkeypatch.setattr(search, "MOST_CUTS", 3)
+    monkeypatch.setattr(afterwards, "MOST_CUTS", 3)
     names: list[str] = []
     real = teaching.train
 
@@ -179,10 +181,10 @@ def test_a_cut_that_comes_near_is_taught_a_second_time(
 ) -> None:
     every = cut_encoder.EncoderCutter.shapes
     monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", lambda self: every(self)[-1:])
-    monkeypatch.setattr(search, "MOST_CUTS", 1)
+    monkeypatch.setattr(afterwards, "MOST_CUTS", 1)
     # Three rounds; the cut one below what is looked for to be safe (0.765), but not below the least (0.63); and then.
     scores = iter((0.9, 0.9, 0.9, 0.7, 0.8))
-    monkeypatch.setattr(search.Search, "_on_dev", lambda *_: next(scores))
+    monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(scores))
     package = compile_model(recipe(toy, max_drop="30%"), tmp_path / "out")
     found = package.manifest.environment["search"]
     first, cut = sorted(found["candidates"], key=lambda c: -c["bytes"])
@@ -202,10 +204,10 @@ def test_where_no_candidate_is_good_enough_a_larger_one_is_taught(
     def large(self: cut_encoder.EncoderCutter) -> list[Shape]:
         return every(self)[1:]
 
-    real = search.Search._on_dev
+    real = trials.Trials.on_dev
     asked: list[int] = []
 
-    def score(self: search.Search, source: Any) -> float:
+    def score(self: trials.Trials, source: Any) -> float:
         asked.append(source.parameters)
         if source.parameters == asked[0]:  # the smallest, after each round
             return 0.2
@@ -213,7 +215,7 @@ def test_where_no_candidate_is_good_enough_a_larger_one_is_taught(
 
     monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", small)
     monkeypatch.setattr(cut_encoder.EncoderCutter, "larger", large)
-    monkeypatch.setattr(search.Search, "_on_dev", score)
+    monkeypatch.setattr(trials.Trials, "on_dev", score)
     package = compile_model(recipe(toy, dev=toy.train), tmp_path / "out")
     found = package.manifest.environment["search"]
     taught = [candidate["shape"] for candidate in found["candidates"] if candidate["epochs"]]

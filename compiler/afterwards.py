@@ -1,0 +1,177 @@
+"""What a search does with the time that its rounds leave: larger students, smaller ones, and a last lesson."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from lepto.compiler.costs import Cost
+from lepto.compiler.cutter import Cutter
+from lepto.compiler.halving import (
+    ENOUGH,
+    LARGER,
+    MOST_CUTS,
+    RUNGS,
+    SMALLER,
+    WHOLE,
+    Student,
+    allowed_share,
+    within,
+)
+from lepto.compiler.source import Source
+from lepto.compiler.teaching import Teaching
+from lepto.compiler.training.lesson import Lesson
+from lepto.compiler.trials import Trials
+from lepto.runtime.errors import LeptoError
+
+
+@dataclass(frozen=True)
+class Afterwards:
+    """What comes after the rounds of one search.
+
+    Attributes:
+        trials: The search's.
+        teaching: The search's.
+        cutter: Proposes and cuts.
+        base: What is cut.
+        minimum: The lowest development score that is looked for.
+        enough: The one that is safe.
+        portion: Epochs of one portion of teaching.
+        key: What is to be small.
+        latency_ms: The most that the median of one sample may take; None without a limit.
+        size: The most bytes; None without a limit.
+        notes: Told what was decided, and why.
+    """
+
+    trials: Trials
+    teaching: Teaching
+    cutter: Cutter
+    base: Source
+    minimum: float
+    enough: float
+    portion: float
+    key: Callable[[Cost], float]
+    latency_ms: float | None
+    size: int | None
+    notes: list[str]
+
+    def _good(self, student: Student) -> bool:
+        return student.score >= self.enough - 1e-12
+
+    def _needed_s(self, portions: float, student: Student) -> float:
+        return portions * self.portion * self.teaching.epoch / self.teaching.rate(student)
+
+    def larger(self) -> list[Student]:
+        """Where no candidate has become good enough and time is left: larger ones, the cheapest first.
+
+        They keep more of the source, so that they learn at a lower rate, and all they are given at once.
+        """
+        trials, taught = self.trials, list[Student]()
+        shapes = self.cutter.larger()
+        if not shapes:
+            return []
+        found = trials.measured(self.base, [(shape, self.cutter.cut(shape)) for shape in shapes], self.notes)
+        try:
+            found, _ = within(found, self.latency_ms, self.size)
+        except LeptoError:
+            return []
+        found.sort(key=lambda s: s.shape.predicted_ms)
+        for student in found:
+            needed_s = self._needed_s(LARGER.portions, student)
+            share = allowed_share(needed_s, trials.spent.left)
+            if share < ENOUGH:
+                self.notes.append(
+                    f"no time is left to teach {student.shape}: {needed_s / 60:.0f} minutes (--search-budget)"
+                )
+                break
+            trials.say(f"none is good enough yet (at least {self.enough:.4f} is looked for): a larger one is taught")
+            epochs = round(share * LARGER.portions * self.portion, 2)
+            trials.teach(self.teaching, student, epochs, len(RUNGS), LARGER.learning_rate)
+            taught.append(student)
+            if self._good(student):
+                break
+        return taught
+
+    def smaller(self, taught: Sequence[Student]) -> list[Student]:
+        """Where a candidate is good enough and time is left: it is cut further, as long as it stays good enough.
+
+        It begins with what it has learned, so that little is lost at each step and soon learned again; one that comes
+        near is taught a second time.
+
+        Args:
+            taught: All that were.
+        """
+        trials, found = self.trials, list[Student]()
+        good = [s for s in taught if self._good(s)]
+        while good and len(found) < MOST_CUTS:
+            last = min(good, key=lambda s: self.key(s.cost))
+            needed_s = self._needed_s(SMALLER.portions, last)
+            share = allowed_share(needed_s, trials.spent.left)
+            if share < ENOUGH:
+                break
+            cut = trials.spent.on(
+                {"smaller": last.source.digest},
+                partial(self.cutter.smaller, last.source, last.shape, self.teaching.lesson.student[0]),
+            )
+            if cut is None:
+                break
+            timed = trials.measured(self.base, [(last.shape, last.source), cut], self.notes)
+            if len(timed) < 2:
+                break
+            before, now = timed
+            now.cost = now.cost.beside(before.cost, last.cost)
+            now.epochs, now.history = last.epochs, [*last.history]
+            if self.key(now.cost) >= self.key(last.cost):
+                self.notes.append(f"{now.shape} is not better than {last.shape}: it is left out")
+                break
+            self.notes.append(f"{last.shape} was good enough, and was cut to {now.shape}")
+            trials.say(
+                f"{last.shape} is good enough (at least {self.enough:.4f} is looked for): it is cut to {now.shape}"
+            )
+            number = len(RUNGS) + 1 + len(found)
+            found.append(now)
+            for again in range(2):
+                if again:
+                    share = allowed_share(needed_s, trials.spent.left)
+                    if share < ENOUGH or self._good(now) or now.score < self.minimum:
+                        break  # the time is up, or it is there, or too far from it
+                epochs = round(share * SMALLER.portions * self.portion, 2)
+                trials.teach(self.teaching, now, epochs, number + again * MOST_CUTS, SMALLER.learning_rate)
+            if not self._good(now):
+                break
+            good.append(now)
+        return found
+
+    def whole(self, student: Student, lesson: Callable[[], Lesson]) -> None:
+        """Teach the winner on with the development samples too, where these are a part of the training data.
+
+        It has had a part of the training data less than the source, which was only held out to choose by; the choice
+        is made. Its score on them says nothing from then on, and is not looked at.
+
+        Args:
+            student: The winner; becomes what it has learned.
+            lesson: All training samples with the source's answers.
+        """
+        trials = self.trials
+        trials.spent.aside = 0.0
+        share = allowed_share(self._needed_s(WHOLE.portions, student), trials.spent.left)
+        if share < ENOUGH:
+            self.notes.append("no time is left to teach the winner with the development samples too (--search-budget)")
+            return
+        trials.say(f"{student.shape} is taught on with the development samples too")
+        teaching = dataclasses.replace(
+            self.teaching,
+            lesson=trials.spent.on(
+                {"whole": trials.dev.digest, "lesson": self.teaching.lesson.digest}, lesson, teaching=True
+            ),
+        )
+        epochs = round(share * WHOLE.portions * self.portion * self.teaching.epoch / teaching.epoch, 2)
+        student.source, took, _ = teaching.teach(student, epochs, len(RUNGS) + 3 * MOST_CUTS, WHOLE.learning_rate)
+        trials.spent.add(took, teaching=True)
+        student.epochs = round(student.epochs + epochs, 2)
+        self.notes.append(
+            f"{student.shape} was chosen by {len(trials.dev):,} of the training samples, and then taught with them "
+            f"too for {epochs:g} epochs"
+        )
