@@ -36,7 +36,8 @@ class Afterwards:
         teaching: The search's.
         cutter: Proposes and cuts.
         base: What is cut.
-        minimum: The lowest development score that is looked for.
+        reference: The development score that the budget is counted from.
+        minimum: The lowest one that is looked for.
         enough: The one that is safe.
         portion: Epochs of one portion of teaching.
         key: What is to be small.
@@ -49,6 +50,7 @@ class Afterwards:
     teaching: Teaching
     cutter: Cutter
     base: Source
+    reference: float
     minimum: float
     enough: float
     portion: float
@@ -62,6 +64,10 @@ class Afterwards:
 
     def _needed_s(self, portions: float, student: Student) -> float:
         return portions * self.portion * self.teaching.epoch / self.teaching.rate(student)
+
+    def _teach(self, student: Student, epochs: float, number: int, learning_rate: float) -> None:
+        good = (lambda source: self.reference - self.trials.behind(self.base, source)) if student.remembers else None
+        self.trials.teach(self.teaching, student, epochs, number, learning_rate, good=good)
 
     def larger(self) -> list[Student]:
         """Where no candidate has become good enough and time is left: larger ones, the cheapest first.
@@ -88,7 +94,8 @@ class Afterwards:
                 break
             trials.say(f"none is good enough yet (at least {self.enough:.4f} is looked for): a larger one is taught")
             epochs = round(share * LARGER.portions * self.portion, 2)
-            trials.teach(self.teaching, student, epochs, len(RUNGS), LARGER.learning_rate)
+            student.remembers = trials.copies is not None
+            self._teach(student, epochs, len(RUNGS), LARGER.learning_rate)
             taught.append(student)
             if self._good(student):
                 break
@@ -122,7 +129,7 @@ class Afterwards:
                 break
             before, now = timed
             now.cost = now.cost.beside(before.cost, last.cost)
-            now.epochs, now.history = last.epochs, [*last.history]
+            now.epochs, now.history, now.remembers = last.epochs, [*last.history], last.remembers
             if self.key(now.cost) >= self.key(last.cost):
                 self.notes.append(f"{now.shape} is not better than {last.shape}: it is left out")
                 break
@@ -138,7 +145,7 @@ class Afterwards:
                     if share < ENOUGH or self._good(now) or now.score < self.minimum:
                         break  # the time is up, or it is there, or too far from it
                 epochs = round(share * SMALLER.portions * self.portion, 2)
-                trials.teach(self.teaching, now, epochs, number + again * MOST_CUTS, SMALLER.learning_rate)
+                self._teach(now, epochs, number + again * MOST_CUTS, SMALLER.learning_rate)
             if not self._good(now):
                 break
             good.append(now)
@@ -170,7 +177,7 @@ class Afterwards:
         epochs = round(share * WHOLE.portions * self.portion * self.teaching.epoch / teaching.epoch, 2)
         student.source, took, _ = teaching.teach(student, epochs, len(RUNGS) + 3 * MOST_CUTS, WHOLE.learning_rate)
         trials.spent.add(took, teaching=True)
-        student.epochs = round(student.epochs + epochs, 2)
+        student.epochs, student.whole = round(student.epochs + epochs, 2), epochs
         self.notes.append(
             f"{student.shape} was chosen by {len(trials.dev):,} of the training samples, and then taught with them "
             f"too for {epochs:g} epochs"

@@ -31,6 +31,7 @@ def derive(
     *,
     text: Text | None = None,
     kept_tokens: Sequence[int] | None = None,
+    besides: Sequence[int] | None = None,
     cut: Cut | None = None,
     learned: LearnedRanges | None = None,
 ) -> Source:
@@ -41,6 +42,7 @@ def derive(
         module: The new module; not copied.
         text: The new tokenizer; by default that of ``source``.
         kept_tokens: For each new token id the original one; by default as in ``source``.
+        besides: Original ids of tokens that are kept for texts to come; by default as in ``source``.
         cut: The channels that are left of it; by default as in ``source``.
         learned: Ranges that were trained with these very weights; those of ``source`` do not hold for them.
     """
@@ -68,6 +70,7 @@ def derive(
         layers=encoder.sizes().layers if encoder is not None else source.layers,
         load_module=lambda: module,
         kept_tokens=source.kept_tokens if kept_tokens is None else tuple(kept_tokens),
+        besides=source.besides if besides is None else tuple(besides),
         cut=source.cut if cut is None else cut,
         learned=learned,
         _made={},
@@ -86,7 +89,7 @@ def save(source: Source, folder: Path) -> None:
     encoder = Encoder.of(source.module())
     state = {name: tensor.detach().clone().contiguous() for name, tensor in source.module().state_dict().items()}
     save_file(state, folder / "weights.safetensors")
-    about: dict[str, Any] = {"kept_tokens": source.kept_tokens}
+    about: dict[str, Any] = {"kept_tokens": source.kept_tokens, "besides": source.besides}
     if encoder is not None:
         about["sizes"] = encoder.sizes().to_json()
     if source.cut is not None:
@@ -132,4 +135,5 @@ def load(root: Source, folder: Path) -> Source:
     if "ranges" in about:
         with np.load(folder / "learned.npz", allow_pickle=False) as arrays:
             learned = LearnedRanges.of_arrays(about["ranges"], arrays)
-    return derive(root, module, text=text, kept_tokens=about["kept_tokens"], cut=cut, learned=learned)
+    tokens, besides = about["kept_tokens"], about.get("besides", ())
+    return derive(root, module, text=text, kept_tokens=tokens, besides=besides, cut=cut, learned=learned)

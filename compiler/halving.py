@@ -67,6 +67,8 @@ class Student:
         score: On the development samples.
         epochs: How long it was taught.
         history: Epochs and score after each round.
+        whole: Of the epochs, those at the end that had the development samples too.
+        remembers: Whether it keeps much of a source that has seen the development samples, and may know them, too.
     """
 
     shape: Shape
@@ -75,6 +77,8 @@ class Student:
     score: float = 0.0
     epochs: float = 0.0
     history: list[tuple[float, float]] = field(default_factory=list)
+    whole: float = 0.0
+    remembers: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""

@@ -279,6 +279,8 @@ def load_recipe_values(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+    if path.is_dir() or path.suffix == ".onnx":
+        raise LeptoError(f"{path} is no recipe, which is a YAML file: a model is given with --model {path}")
     if not path.is_file():
         raise LeptoError(f"recipe {path} does not exist")
     try:

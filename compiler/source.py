@@ -65,6 +65,7 @@ class Source:
         layers: Number of transformer layers, or None.
         maximum: Largest size of each dynamic axis but the batch.
         kept_tokens: For each token id the original one, where the vocabulary was trimmed; else None.
+        besides: Of these the original ids that no training text has, and that were kept for texts to come.
         cut: The channels that are left of a pruned network; else None.
         learned: Ranges of activations that were trained with the weights; else None.
         load_module: Makes the PyTorch module; None for ONNX files.
@@ -87,6 +88,7 @@ class Source:
     layers: int | None = None
     maximum: Mapping[str, int] = field(default_factory=dict)
     kept_tokens: tuple[int, ...] | None = None
+    besides: tuple[int, ...] = ()
     cut: Cut | None = None
     learned: LearnedRanges | None = None
     load_module: Callable[[], torch.nn.Module] | None = None

@@ -30,11 +30,13 @@ class Trimmed:
         tokenizer: The text of its ``tokenizer.json``.
         kept: For each new token id the old one, ascending.
         before: How many tokens there were.
+        besides: Old ids of those that no text has and nothing else needs: they were asked for.
     """
 
     tokenizer: str
     kept: tuple[int, ...]
     before: int
+    besides: tuple[int, ...] = ()
 
     def renumbered(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """Rows of old token ids as new ones.
@@ -89,7 +91,8 @@ def trim(
         keep = _with_parts(keep, model, vocabulary)
     # Places that were left free for words to come stand first, and no text has them.
     spare = [i for piece, i in everything.items() if i not in keep and not _FREE.fullmatch(piece)]
-    keep |= set(likeliest(spare, sorted(used), table)[:extra] if extra else ())
+    besides = likeliest(spare, sorted(used), table)[:extra] if extra else []
+    keep |= {*besides}
     if kind == "BPE":
         keep = _with_parts(keep, model, vocabulary)
     if len(keep) >= len(set(everything.values())):
@@ -97,7 +100,9 @@ def trim(
     kept = tuple(sorted(keep))
     new = {old: index for index, old in enumerate(kept)}
     _renumber(loaded, new, keep)
-    result = Trimmed(json.dumps(loaded, ensure_ascii=False), kept, len(set(everything.values())))
+    result = Trimmed(
+        json.dumps(loaded, ensure_ascii=False), kept, len(set(everything.values())), tuple(sorted(besides))
+    )
     _check(tokenizer, result, texts)
     return result
 

@@ -67,4 +67,4 @@ class TrimVocabulary:
             f"{trimmed.before:,} → {len(trimmed.kept):,} tokens; the training texts keep theirs "
             f"({mean_tokens(text.tokenizer, texts):.1f} on average)"
         )
-        return derive(source, module, text=text, kept_tokens=trimmed.kept)
+        return derive(source, module, text=text, kept_tokens=trimmed.kept, besides=trimmed.besides)

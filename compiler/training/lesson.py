@@ -220,9 +220,9 @@ def _near(teacher: Source, base: Source, samples: Samples) -> dict[int, tuple[in
         return {}
     table = encoder.table()
     seen = {token for row in tokenize(samples.inputs, teacher.text) for token in row}
-    kept = range(len(table)) if base.kept_tokens is None else base.kept_tokens
+    besides = range(len(table)) if base.kept_tokens is None else base.besides
     pieces = spelling_tokens(teacher.text.tokenizer)
-    return near_tokens(table, sorted(seen - pieces), sorted(set(kept) - seen - pieces))
+    return near_tokens(table, sorted(seen - pieces), sorted(set(besides) - seen - pieces))
 
 
 def _sets(

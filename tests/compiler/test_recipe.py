@@ -125,6 +125,9 @@ def read(file: Path) -> Recipe:
 def test_a_recipe_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(LeptoError, match="does not exist"):
         load_recipe_values(tmp_path / "none.yaml")
+    for model in (tmp_path, tmp_path / "model.onnx"):
+        with pytest.raises(LeptoError, match=f"{model} is no recipe, .* a model is given with --model {model}"):
+            load_recipe_values(model)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LeptoError, match="no valid YAML"):
         load_recipe_values(tmp_path / "binary.yaml")

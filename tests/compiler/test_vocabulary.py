@@ -61,6 +61,19 @@ def test_extra_tokens_are_the_first_of_the_vocabulary() -> None:
     few, more = trim(before, TRAIN), trim(before, TRAIN, extra=3)
     added = sorted(set(more.kept) - set(few.kept))
     assert added == [i for i in range(few.before) if i not in few.kept][:3]
+    assert few.besides == ()
+    assert more.besides == tuple(added)
+
+
+def test_parts_of_merges_were_not_asked_for() -> None:
+    before = _tokenizer("BPE")
+    used = {token for text in TRAIN for token in Tokenizer.from_str(before).encode(text).ids}
+    trimmed, more = trim(before, TRAIN), trim(before, TRAIN, extra=2)
+    single = {i for i in trimmed.kept if len(Tokenizer.from_str(before).id_to_token(i)) == 1}
+    assert set(trimmed.kept) - used - single - {0, 1}  # parts that no text has
+    assert trimmed.besides == ()
+    assert len(more.besides) == 2
+    assert not {*more.besides} & {*trimmed.kept}
 
 
 def test_the_likeliest_are_common_and_near_to_what_was_seen() -> None:
