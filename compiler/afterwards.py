@@ -1,8 +1,7 @@
-"""What a search does with the time that its rounds leave: larger students, smaller ones, and a last lesson."""
+"""What a search does with the time that its rounds leave: larger students where none is good enough, or smaller."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +14,12 @@ from lepto.compiler.halving import (
     MOST_CUTS,
     RUNGS,
     SMALLER,
-    WHOLE,
     Student,
     allowed_share,
     within,
 )
 from lepto.compiler.source import Source
 from lepto.compiler.teaching import Teaching
-from lepto.compiler.training.lesson import Lesson
 from lepto.compiler.trials import Trials
 from lepto.runtime.errors import LeptoError
 
@@ -36,8 +33,7 @@ class Afterwards:
         teaching: The search's.
         cutter: Proposes and cuts.
         base: What is cut.
-        reference: The development score that the budget is counted from.
-        minimum: The lowest one that is looked for.
+        minimum: The lowest development score that is looked for.
         enough: The one that is safe.
         portion: Epochs of one portion of teaching.
         key: What is to be small.
@@ -50,7 +46,6 @@ class Afterwards:
     teaching: Teaching
     cutter: Cutter
     base: Source
-    reference: float
     minimum: float
     enough: float
     portion: float
@@ -64,10 +59,6 @@ class Afterwards:
 
     def _needed_s(self, portions: float, student: Student) -> float:
         return portions * self.portion * self.teaching.epoch / self.teaching.rate(student)
-
-    def _teach(self, student: Student, epochs: float, number: int, learning_rate: float) -> None:
-        good = (lambda source: self.reference - self.trials.behind(self.base, source)) if student.remembers else None
-        self.trials.teach(self.teaching, student, epochs, number, learning_rate, good=good)
 
     def larger(self) -> list[Student]:
         """Where no candidate has become good enough and time is left: larger ones, the cheapest first.
@@ -94,8 +85,7 @@ class Afterwards:
                 break
             trials.say(f"none is good enough yet (at least {self.enough:.4f} is looked for): a larger one is taught")
             epochs = round(share * LARGER.portions * self.portion, 2)
-            student.remembers = trials.copies is not None
-            self._teach(student, epochs, len(RUNGS), LARGER.learning_rate)
+            trials.teach(self.teaching, student, epochs, len(RUNGS), LARGER.learning_rate)
             taught.append(student)
             if self._good(student):
                 break
@@ -129,7 +119,7 @@ class Afterwards:
                 break
             before, now = timed
             now.cost = now.cost.beside(before.cost, last.cost)
-            now.epochs, now.history, now.remembers = last.epochs, [*last.history], last.remembers
+            now.epochs, now.history = last.epochs, [*last.history]
             if self.key(now.cost) >= self.key(last.cost):
                 self.notes.append(f"{now.shape} is not better than {last.shape}: it is left out")
                 break
@@ -145,40 +135,8 @@ class Afterwards:
                     if share < ENOUGH or self._good(now) or now.score < self.minimum:
                         break  # the time is up, or it is there, or too far from it
                 epochs = round(share * SMALLER.portions * self.portion, 2)
-                self._teach(now, epochs, number + again * MOST_CUTS, SMALLER.learning_rate)
+                trials.teach(self.teaching, now, epochs, number + again * MOST_CUTS, SMALLER.learning_rate)
             if not self._good(now):
                 break
             good.append(now)
         return found
-
-    def whole(self, student: Student, lesson: Callable[[], Lesson]) -> None:
-        """Teach the winner on with the development samples too, where these are a part of the training data.
-
-        It has had a part of the training data less than the source, which was only held out to choose by; the choice
-        is made. Its score on them says nothing from then on, and is not looked at.
-
-        Args:
-            student: The winner; becomes what it has learned.
-            lesson: All training samples with the source's answers.
-        """
-        trials = self.trials
-        trials.spent.aside = 0.0
-        share = allowed_share(self._needed_s(WHOLE.portions, student), trials.spent.left)
-        if share < ENOUGH:
-            self.notes.append("no time is left to teach the winner with the development samples too (--search-budget)")
-            return
-        trials.say(f"{student.shape} is taught on with the development samples too")
-        teaching = dataclasses.replace(
-            self.teaching,
-            lesson=trials.spent.on(
-                {"whole": trials.dev.digest, "lesson": self.teaching.lesson.digest}, lesson, teaching=True
-            ),
-        )
-        epochs = round(share * WHOLE.portions * self.portion * self.teaching.epoch / teaching.epoch, 2)
-        student.source, took, _ = teaching.teach(student, epochs, len(RUNGS) + 3 * MOST_CUTS, WHOLE.learning_rate)
-        trials.spent.add(took, teaching=True)
-        student.epochs, student.whole = round(student.epochs + epochs, 2), epochs
-        self.notes.append(
-            f"{student.shape} was chosen by {len(trials.dev):,} of the training samples, and then taught with them "
-            f"too for {epochs:g} epochs"
-        )

@@ -99,32 +99,19 @@ class Groundwork:
         samples, copies = self._asked(notes)
         lesson = self.spent.on(
             {"lesson": copies, "teacher": self.root.digest, "train": samples.digest},
-            lambda: self._lesson(base, samples, copies),
+            lambda: prepare_lesson(
+                self.root,
+                base,
+                samples,
+                copies=copies,
+                seed=self.seed,
+                cache=self.cache,
+                versions=self.versions,
+                progress=lambda done, total: self.tell("the source answers", done, total),
+            ),
             teaching=True,
         )
         return base, lesson, notes
-
-    def lesson(self, base: Source, more: Samples) -> Lesson:
-        """What students learn from, and further samples.
-
-        Args:
-            base: What is cut.
-            more: Their words need not be known to it.
-        """
-        return self._lesson(base, *self._asked([]), more)
-
-    def _lesson(self, base: Source, samples: Samples, copies: int, *more: Samples) -> Lesson:
-        return prepare_lesson(
-            self.root,
-            base,
-            samples,
-            more=more,
-            copies=copies,
-            seed=self.seed,
-            cache=self.cache,
-            versions=self.versions,
-            progress=lambda done, total: self.tell("the source answers", done, total),
-        )
 
     def _asked(self, notes: list[str]) -> tuple[Samples, int]:
         """The training samples that the source has time to answer, and how many augmented copies of each."""

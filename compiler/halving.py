@@ -49,9 +49,6 @@ LARGER = Rung(3, 1, 1.0, 0.0, 4e-4)
 SMALLER = Rung(4, 1, 1.0, 0.0, 7e-4)
 """Where one of them is good enough and time is left, how much it is taught after it was cut once more."""
 
-WHOLE = Rung(2, 1, 1.0, 0.0, 4e-4)
-"""Where the development samples are training samples, how much the winner is taught with them too."""
-
 MOST_CUTS = 6
 """How often that is done: what is left then costs less than a fifth."""
 
@@ -67,8 +64,6 @@ class Student:
         score: On the development samples.
         epochs: How long it was taught.
         history: Epochs and score after each round.
-        whole: Of the epochs, those at the end that had the development samples too.
-        remembers: Whether it keeps much of a source that has seen the development samples, and may know them, too.
     """
 
     shape: Shape
@@ -77,8 +72,6 @@ class Student:
     score: float = 0.0
     epochs: float = 0.0
     history: list[tuple[float, float]] = field(default_factory=list)
-    whole: float = 0.0
-    remembers: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""

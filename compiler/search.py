@@ -26,7 +26,6 @@ from lepto.compiler.enough_tokens import with_enough_tokens
 from lepto.compiler.groundwork import Groundwork
 from lepto.compiler.halving import (
     LONGER,
-    WHOLE,
     Objective,
     Rung,
     Student,
@@ -42,15 +41,11 @@ from lepto.compiler.halving import (
 from lepto.compiler.source import Source
 from lepto.compiler.spent import Spent
 from lepto.compiler.teaching import Say, Teaching, Tell
-from lepto.compiler.thinned import thinned
 from lepto.compiler.trials import Score, Trials
 from lepto.compiler.workers import Workers, cluster
 
 _LEAST = 0.05
 """The least part of the plan for a first round."""
-
-_ASIDE = 0.15
-"""The most of the time that is set aside to teach the winner with carved development samples too."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +128,8 @@ class Search:
         key = {"seed": self.seed, "versions": dict(self.versions)}
         object.__setattr__(self, "spent", Spent(self.seconds, self.cache, key))
         trials = Trials(
-            self.root, self.dev, None if self.clean else thinned(self.dev, self.seed), self.score, self.threads,
-            self.seed, self.cache, self.versions, self.machine, self.reduce_range, self.spent, self.say, self.tell,
+            self.root, self.dev, self.score, self.threads, self.seed, self.cache, self.versions, self.machine,
+            self.reduce_range, self.spent, self.say, self.tell,
         )  # fmt: skip
         object.__setattr__(self, "trials", trials)
 
@@ -182,8 +177,6 @@ class Search:
         if len(students) < len(taught):
             notes.append(f"only {len(students)} of {len(taught)} candidates are taught: the time is short")
             taught = tuple(students)
-        if not self.clean:
-            self.spent.aside = min(WHOLE.portions * unit / rate, _ASIDE * self.seconds)
         for number, rung in enumerate(halving.RUNGS):
             if number:
                 left_s = self.spent.left
@@ -197,7 +190,7 @@ class Search:
                 )
                 students = survivors(students, self.allowed, rung, key, room)
             needed = portions(len(students), number) * unit / rate
-            most = LONGER if rung is halving.RUNGS[-1] and self._promising(base, students, rung) else 1.0
+            most = LONGER if rung is halving.RUNGS[-1] and self._promising(students, rung) else 1.0
             share = allowed_share(needed, self.spent.left, most) or (0.0 if number else _LEAST)
             if share == 0.0:
                 notes.append(f"round {number + 1} was left out: the time was up (--search-budget)")
@@ -213,40 +206,33 @@ class Search:
                 took += self.trials.teach(teaching, student, epochs, number, rung.learning_rate)
             rate = len(students) * epochs * teaching.epoch / max(took, 1e-3)
             self.say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
-        reference = self._reference(base, taught)
+        reference = self._reference(taught)
         minimum = reference - self.allowed(reference)
         margin = halving.margin(reference - minimum, len(self.dev), clean=self.clean, strict=self.strict)
         after = Afterwards(
-            self.trials, teaching, cutter, base, reference, minimum, minimum + margin, unit / teaching.epoch, key,
+            self.trials, teaching, cutter, base, minimum, minimum + margin, unit / teaching.epoch, key,
             self.latency_ms, self.size, notes,
         )  # fmt: skip
-        known = self.clean or self.trials.copies is not None
-        if known and max(s.score for s in taught) < minimum + margin - 1e-12:
+        if self.clean and max(s.score for s in taught) < minimum + margin - 1e-12:
             more = after.larger()
             taught, every = (*taught, *more), [*every, *more]
         less = after.smaller(taught)
         taught, every = (*taught, *less), [*every, *less]
         ranked = halving.ranked(taught, minimum + margin, key)
-        if not self.clean:
-            after.whole(ranked[0], lambda: ground.lesson(base, self.dev))
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
         everyone = tuple(sorted(every, key=lambda s: key(s.cost)))
         return Found(ranked, everyone, reference, minimum, base, tuple(notes), self.spent.seconds, self.spent.teaching)
 
-    def _promising(self, base: Source, students: Sequence[Student], rung: Rung) -> bool:
+    def _promising(self, students: Sequence[Student], rung: Rung) -> bool:
         """Whether one of them is expected to become good enough: else the time is for larger ones."""
-        reference = self._reference(base, students)
+        if not self.clean:
+            return True  # the best of them is what the others are measured by
+        reference = self.trials.on_dev(self.root)
         return max(1 - rung.promise * (1 - s.score) for s in students) >= reference - self.allowed(reference)
 
-    def _reference(self, base: Source, students: Sequence[Student]) -> float:
-        """What the budget is counted from: the score of the source, as if it had not seen the samples.
-
-        Where it has, that of the best student and how far it is behind; the best alone where that cannot be said.
-        """
-        if self.clean:
-            return self.trials.on_dev(self.root)
-        best = max(students, key=lambda s: s.score)
-        return best.score + self.trials.behind(base, best.source)
+    def _reference(self, students: Sequence[Student]) -> float:
+        """What the budget is counted from: the source where it has not seen the samples, else the best student."""
+        return self.trials.on_dev(self.root) if self.clean else max(s.score for s in students)
 
     def _trimmed(self, root: Source, context: Context) -> Source:
         """With a vocabulary that costs half of the drop at most; twice that where the source has seen the samples.

@@ -257,7 +257,6 @@ def _records(found: Found, student: Student) -> Sequence[PassRecord]:
     size = student.source.bytes
     history = ", ".join(f"{score:.4f} after {epochs:g} epochs" for epochs, score in student.history)
     trimmed = found.base.kept_tokens is not None
-    whole = f"; then {student.whole:g} epochs with the development samples too" if student.whole else ""
     return (
         PassRecord(pass_="trim-vocabulary", kept=trimmed, reason=found.notes[0], bytes=found.base.bytes, seconds=0.0),
         PassRecord(
@@ -272,7 +271,7 @@ def _records(found: Found, student: Student) -> Sequence[PassRecord]:
             pass_="distill",
             options={"epochs": student.epochs},
             kept=True,
-            reason=f"development samples: {history}{whole}; {found.notes[-1]}",
+            reason=f"development samples: {history}; {found.notes[-1]}",
             bytes=size,
             seconds=round(found.seconds, 1),
         ),

@@ -24,7 +24,6 @@ class Spent:
         key: What all of them depend on.
         seconds: Spent so far, or when it was run first.
         teaching: The part of it in which the source answered and students were taught.
-        aside: Seconds that are kept for the end, and not left for anything else.
     """
 
     limit: float
@@ -32,12 +31,11 @@ class Spent:
     key: Mapping[str, Any]
     seconds: float = field(default=0.0, init=False)
     teaching: float = field(default=0.0, init=False)
-    aside: float = field(default=0.0, init=False)
 
     @property
     def left(self) -> float:
         """Seconds that are left; negative where the limit is passed."""
-        return self.limit - self.seconds - self.aside
+        return self.limit - self.seconds
 
     def add(self, seconds: float, *, teaching: bool = False) -> None:
         """Count a step."""

@@ -22,7 +22,6 @@ from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import Source
 from lepto.compiler.spent import Spent
 from lepto.compiler.teaching import Say, Teaching, Tell
-from lepto.compiler.thinned import EXAGGERATION
 from lepto.compiler.verify import encode, logits_in_batches
 from lepto.runtime.console import size_text
 from lepto.runtime.errors import LeptoError
@@ -39,8 +38,6 @@ class Trials:
     Attributes:
         root: The source, which teaches.
         dev: Development samples.
-        copies: Of samples that the source has seen, what it has not, see :func:`~lepto.compiler.thinned.thinned`; None
-            where it has not seen them, or where there are no such copies.
         metric: The task's.
         threads: Intra-op threads of the measurements.
         seed: Of everything random.
@@ -55,7 +52,6 @@ class Trials:
 
     root: Source
     dev: Samples
-    copies: Samples | None
     metric: Score
     threads: int
     seed: int
@@ -112,18 +108,6 @@ class Trials:
         """The metric of a source on the development samples."""
         return self.score(source, self.dev)
 
-    def behind(self, base: Source, student: Source) -> float:
-        """How far a student is behind a source that has seen the development samples, by copies of them; at least 0.
-
-        Args:
-            base: The source as the student reads: rare words, too, it knows by heart.
-            student: Cut from it, and taught.
-        """
-        if self.copies is None:
-            return 0.0
-        before, after = (self.score(source, self.copies) for source in (base, student))
-        return max(0.0, before - after) / EXAGGERATION
-
     def score(self, source: Source, samples: Samples) -> float:
         """The metric of a source on samples, as it is, in float32.
 
@@ -144,36 +128,18 @@ class Trials:
             raise PassError("outputs on the development samples are not finite")
         return self.metric(logits, samples)
 
-    def teach(
-        self,
-        teaching: Teaching,
-        student: Student,
-        epochs: float,
-        number: int,
-        learning_rate: float,
-        *,
-        good: Callable[[Source], float] | None = None,
-    ) -> float:
-        """Teach one student on, and ask how good it is; returns the seconds that the teaching took.
-
-        Args:
-            teaching: The search's.
-            student: Changed.
-            epochs: How long.
-            number: Of the round.
-            learning_rate: Peak.
-            good: How good; by default the metric on the development samples.
-        """
+    def teach(self, teaching: Teaching, student: Student, epochs: float, number: int, learning_rate: float) -> float:
+        """Teach one student on, and ask how good it is; returns the seconds that the teaching took."""
         learned, took, cached = teaching.teach(student, epochs, number, learning_rate)
         self.spent.add(took, teaching=True)
-        score, before = (good or self.on_dev)(learned), student.score
+        score, before = self.on_dev(learned), student.score
         student.epochs = round(student.epochs + epochs, 2)
         student.history.append((student.epochs, score))
         if not number or score >= before:  # more teaching can do harm, too
             student.source, student.score = learned, score
         self.say(
-            f"{student.shape}: {score:.4f} on {'copies of ' if good else ''}the development samples "
-            f"after {student.epochs:g} epochs, {student.cost.p50_ms:.3f} ms, {size_text(student.cost.bytes)} "
+            f"{student.shape}: {score:.4f} on the development samples after {student.epochs:g} epochs, "
+            f"{student.cost.p50_ms:.3f} ms, {size_text(student.cost.bytes)} "
             f"({'cached' if cached else f'{took:.0f} s'})"
         )
         return took

@@ -80,7 +80,6 @@ def prepare_lesson(
     base: Source,
     samples: Samples,
     *,
-    more: Sequence[Samples] = (),
     copies: int,
     seed: int,
     cache: Cache,
@@ -92,8 +91,7 @@ def prepare_lesson(
     Args:
         teacher: The source.
         base: What the students are cut from: the source, or the source with a trimmed vocabulary.
-        samples: Training samples.
-        more: Further ones, whose words the base need not know. What was said of ``samples`` is not asked again.
+        samples: Training samples; nothing else is read.
         copies: How many augmented copies of each.
         seed: Of the augmentation.
         cache: Where the answers are kept.
@@ -103,68 +101,50 @@ def prepare_lesson(
     module = teacher.module()
     path = head_path(module, {name: torch.from_numpy(np.array(a)) for name, a in teacher.example.items()})
     near = _near(teacher, base, samples)
-    groups = [samples, *more]
-    sets = [_sets(teacher, base, group, copies, seed, near) for group in groups]
-    total, done = sum(map(len, groups)) * (1 + copies), 0
-    if are_words(samples.inputs):
-        sizes = [_sizes(rows, len(samples)) for rows in sets[0]]
-        kept = path if feature_bytes(module, path, sizes) <= _FEATURE_BYTES else None
-    else:
-        kept = path
+    sets = _sets(teacher, samples, copies, seed, near)
+    collates = [_collate(teacher, rows) for rows in sets]
+    sizes = [_sizes(rows, len(samples)) for rows in sets]
+    words = sizes if are_words(samples.inputs) else None
+    total = len(samples) * len(sets)
+    targets, done = [], 0
+    for index, (collate, size) in enumerate(zip(collates, sizes, strict=True)):
 
-    def answers(group: Samples, index: int, rows: Any, read: str) -> Targets:
-        def advance(count: int) -> None:
+        def advance(count: int, start: int = done) -> None:
             nonlocal done
             done += count
             if progress is not None:
                 progress(done, total)
 
-        def make(stage: Path) -> None:
-            asked = teach(module, kept, _sizes(rows, len(group)), _collate(teacher, rows), progress=advance)
-            _write(asked, stage)
+        def make(stage: Path, collate: Collate = collate, size: Sequence[int] = size) -> None:
+            kept = path if words is None or feature_bytes(module, path, sizes) <= _FEATURE_BYTES else None
+            _write(teach(module, kept, size, collate, progress=advance), stage)
 
         key = {
             "format": _FORMAT,
             "teacher": teacher.digest,
-            "samples": group.digest,
+            "samples": samples.digest,
             "copy": index,
             "seed": seed,
             "versions": dict(versions),
         }
         if near and index:
             key["near"] = hashlib.sha256(repr(sorted(near.items())).encode()).hexdigest()
-        if read:
-            key["read"] = read
         entry, cached = cache.get("answers", key, make)
+        targets.append(_read(entry))
         if cached:
-            advance(len(group))
-        return _read(entry)
-
-    reads = [_read_otherwise(teacher, base, group) for group in groups]
-    new = None if base.kept_tokens is None else {old: i for i, old in enumerate(base.kept_tokens)}
-    pools, student = [], []
-    for index in range(1 + copies):
-        each = [answers(g, index, s[index], r) for g, s, r in zip(groups, sets, reads, strict=True)]
-        rows = _after_another([s[index] for s in sets])
-        own = _sizes(rows, sum(map(len, groups)))
-        labels: list[Any] = [
-            label
-            for group, s in zip(groups, sets, strict=True)
-            for label in _labels(base, group, _sizes(s[index], len(group)), copied=index > 0)
+            advance(len(samples))
+    labels = _labels(teacher, samples, sizes)
+    pools = [Pool(c, s, lab, t) for c, s, lab, t in zip(collates, sizes, labels, targets, strict=True)]
+    if base.kept_tokens is None or teacher.text is None:
+        student = pools
+    else:
+        new = {old: i for i, old in enumerate(base.kept_tokens)}
+        renumbered = [[[new[token] for token in row] for row in rows] for rows in sets]
+        student = [
+            dataclasses.replace(pool, collate=_collate(base, rows))
+            for pool, rows in zip(pools, renumbered, strict=True)
         ]
-        targets = Targets([a for t in each for a in t.logits], [a for t in each for a in t.features])
-        pools.append(Pool(_collate(teacher, rows), own, labels, targets))
-        renumbered = rows if new is None or teacher.text is None else [[new[token] for token in row] for row in rows]
-        student.append(dataclasses.replace(pools[-1], collate=_collate(base, renumbered)))
-    digest = " ".join([*(group.digest for group in groups), str(copies)])
-    return Lesson(path, pools[0], tuple(pools[1:]), tuple(student), digest, beyond=bool(near))
-
-
-def _after_another(parts: Sequence[Any]) -> Any:
-    """The inputs of several groups of samples as those of one."""
-    if isinstance(parts[0], Mapping):
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return [row for part in parts for row in part]
+    return Lesson(path, pools[0], tuple(pools[1:]), tuple(student), f"{samples.digest} {copies}", beyond=bool(near))
 
 
 def feature_bytes(module: torch.nn.Module, path: str | None, sizes: Sequence[Sequence[int]]) -> int:
@@ -173,15 +153,14 @@ def feature_bytes(module: torch.nn.Module, path: str | None, sizes: Sequence[Seq
     return 4 * int(width) * sum(map(sum, sizes))
 
 
-def _labels(base: Source, samples: Samples, sizes: Sequence[int], *, copied: bool) -> list[Any]:
-    """The labels of the samples; a copy of a row of words has none, since its tokens stand elsewhere."""
+def _labels(teacher: Source, samples: Samples, sizes: Sequence[Sequence[int]]) -> list[Any]:
+    """For the samples and each copy of them the labels; a copy has none, since its tokens stand elsewhere."""
     if not are_words(samples.inputs):
-        return [NO_LABEL] * len(samples) if copied else samples.labels.tolist()
-    if copied:
-        return [[NO_LABEL] * size for size in sizes]
+        return [samples.labels.tolist(), *[[NO_LABEL] * len(own) for own in sizes[1:]]]
     assert isinstance(samples.inputs, tuple)
-    assert base.text is not None
-    return token_labels(read_words(samples.inputs, base.text), samples.labels.tolist(), NO_LABEL)
+    assert teacher.text is not None
+    original = token_labels(read_words(samples.inputs, teacher.text), samples.labels.tolist(), NO_LABEL)
+    return [original, *[[[NO_LABEL] * size for size in own] for own in sizes[1:]]]
 
 
 def own_answers(source: Source, samples: Samples, most: int) -> Pool:
@@ -200,7 +179,7 @@ def own_answers(source: Source, samples: Samples, most: int) -> Pool:
         else {name: array[chosen] for name, array in inputs.items()}
     )
     some = dataclasses.replace(samples, inputs=taken, labels=samples.labels[chosen])
-    rows = _sets(source, source, some, 0, 0)[0]
+    rows = _sets(source, some, 0, 0)[0]
     collate, sizes = _collate(source, rows), _sizes(rows, len(some))
     path = head_path(source.module(), {name: torch.from_numpy(np.array(a)) for name, a in source.example.items()})
     targets = teach(source.module(), path, sizes, collate)
@@ -226,21 +205,20 @@ def _near(teacher: Source, base: Source, samples: Samples) -> dict[int, tuple[in
 
 
 def _sets(
-    teacher: Source,
-    base: Source,
+    source: Source,
     samples: Samples,
     copies: int,
     seed: int,
     near: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> list[Any]:
-    """The inputs of the samples, and of each copy, in the teacher's numbers."""
+    """The inputs of the samples, and of each copy."""
     if isinstance(samples.inputs, Mapping):
         arrays: Mapping[str, npt.NDArray[Any]] = samples.inputs
         return [arrays, *[_augment_arrays(arrays, np.random.default_rng([seed, k])) for k in range(copies)]]
-    assert teacher.text is not None
-    rows = _tokens(teacher, base, samples)
-    before, after = special_tokens(teacher.text)
-    longest = teacher.text.preprocessing.max_length
+    assert source.text is not None
+    rows = tokenize(samples.inputs, source.text)
+    before, after = special_tokens(source.text)
+    longest = source.text.preprocessing.max_length
     augment = TextAugmentation(near=near)
     # Another seed for every copy and for every kind of use, so that no two draw the same numbers.
     seeds = np.random.default_rng([seed, 1]).integers(2**31, size=copies)
@@ -248,25 +226,6 @@ def _sets(
         rows,
         *[augment(rows, before=before, after=after, max_length=longest, seed=int(s)) for s in seeds],
     ]
-
-
-def _tokens(teacher: Source, base: Source, samples: Samples) -> list[list[int]]:
-    """Texts as students read them, in the teacher's numbers: words that students do not know are in pieces for both."""
-    assert isinstance(samples.inputs, tuple)
-    assert teacher.text is not None
-    if base.kept_tokens is None or base.text is None:
-        return tokenize(samples.inputs, teacher.text)
-    return [[base.kept_tokens[token] for token in row] for row in tokenize(samples.inputs, base.text)]
-
-
-def _read_otherwise(teacher: Source, base: Source, samples: Samples) -> str:
-    """Empty where the teacher reads samples as it would alone; else what tells how."""
-    if isinstance(samples.inputs, Mapping) or base.kept_tokens is None:
-        return ""
-    assert teacher.text is not None
-    if _tokens(teacher, base, samples) == tokenize(samples.inputs, teacher.text):
-        return ""
-    return hashlib.sha256(repr(base.kept_tokens).encode()).hexdigest()
 
 
 def _augment_arrays(arrays: Mapping[str, npt.NDArray[Any]], rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ from lepto.compiler.data import Samples
 from lepto.compiler.enough_tokens import with_enough_tokens
 from lepto.compiler.passes.trim_vocabulary import TrimVocabulary
 from lepto.compiler.source import Source, open_source
-from lepto.compiler.training import lesson
 from lepto.compiler.training.augment import near_tokens, replace_by_near
 from lepto.compiler.training.lesson import prepare_lesson
 from lepto.compiler.verify import logits_in_batches
@@ -127,12 +124,12 @@ def test_a_student_meets_what_is_kept_besides(source: Source, context: Context, 
     rare = {vocabulary[word] for word in RARE}
 
     def met(base: Source) -> set[int]:
-        made = prepare_lesson(
+        lesson = prepare_lesson(
             source, base, TRAIN, copies=4, seed=0, cache=Cache(tmp_path / str(len(base.kept_tokens or ()))), versions={}
         )
-        assert made.beyond == (base is not fewest)  # then the tables stay as they are
+        assert lesson.beyond == (base is not fewest)  # then the tables stay as they are
         found = set[int]()
-        for pool, own in zip(made.augmented, made.student[1:], strict=True):
+        for pool, own in zip(lesson.augmented, lesson.student[1:], strict=True):
             rows = range(len(pool))
             theirs = pool.collate(rows)["input_ids"]
             ours = own.collate(rows)["input_ids"]
@@ -146,41 +143,6 @@ def test_a_student_meets_what_is_kept_besides(source: Source, context: Context, 
     assert rare <= {*(base.kept_tokens or ())}
     assert rare & met(base)
     assert not rare & met(fewest)
-
-
-def test_further_samples_are_read_as_students_read_them(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = TrimVocabulary()(source, Context(threads=1, seed=0, train=TRAIN))
-    assert source.text is not None
-    assert base.kept_tokens is not None
-    vocabulary = Tokenizer.from_str(source.text.tokenizer).get_vocab()
-    rest = samples([row for row in toy_rows() if set(row[0].split()) & {*RARE}], "rest")
-    asked: list[int] = []
-    real = lesson.teach
-
-    def count(module: torch.nn.Module, path: str | None, sizes: Sequence[int], *args: Any, **options: Any) -> Any:
-        asked.append(len(sizes))
-        return real(module, path, sizes, *args, **options)
-
-    monkeypatch.setattr(lesson, "teach", count)
-    options: dict[str, Any] = {"copies": 2, "seed": 0, "cache": Cache(tmp_path), "versions": {}}
-    alone = prepare_lesson(source, base, TRAIN, **options)
-    both = prepare_lesson(source, base, TRAIN, more=[rest], **options)
-    # What was answered before is not asked again, and stays what it was.
-    assert asked == [len(TRAIN)] * 3 + [len(rest)] * 3
-    assert both.digest != alone.digest
-    assert both.original.labels == [*TRAIN.labels, *rest.labels]
-    assert len(both.augmented) == 2
-    for old, new in zip([alone.original, *alone.augmented], [both.original, *both.augmented], strict=True):
-        assert len(new) == len(new.targets.logits) == len(new.targets.features) == len(TRAIN) + len(rest)
-        np.testing.assert_array_equal(new.targets.logits[: len(TRAIN)], old.targets.logits)
-    # Words that students do not know are in pieces for the teacher, too.
-    rare = {vocabulary[word] for word in RARE}
-    for pool, own in zip([both.original, *both.augmented], both.student, strict=True):
-        theirs = pool.collate(range(len(pool)))["input_ids"]
-        assert torch.equal(torch.tensor(base.kept_tokens)[own.collate(range(len(pool)))["input_ids"]], theirs)
-        assert not rare & set(theirs.flatten().tolist())
 
 
 def test_near_tokens_are_those_of_the_table() -> None:

@@ -37,7 +37,6 @@ from lepto.compiler.metrics import Outcomes
 from lepto.compiler.pipeline import Budget
 from lepto.compiler.recipe import make_recipe, milliseconds, number_of_bytes, seconds
 from lepto.compiler.split import split_development
-from lepto.compiler.thinned import COPIES, SHARE, thinned
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import Metric
 
@@ -290,35 +289,3 @@ def test_a_slow_source_is_asked_about_fewer_samples(
     count: int, copies: int, most: float, expected: tuple[int, int]
 ) -> None:
     assert answerable(count, copies, most) == expected
-
-
-def test_copies_lack_words_and_keep_labels() -> None:
-    texts = Samples(("where is my order now", "please cancel the order", ""), np.array([0, 1, 2]), "here")
-    copies = thinned(dataclasses.replace(texts, inputs=(*texts.inputs[:2], "a b c d e f g")), 0)
-    assert copies is not None
-    assert copies.labels.tolist() == [0, 1, 2] * COPIES
-    for at, text in enumerate(copies.inputs):
-        whole = (*texts.inputs[:2], "a b c d e f g")[at % 3].split()  # type: ignore[union-attr]  # texts
-        assert text.split()  # never all of them
-        assert [word for word in whole if word in text.split()] == text.split()
-    long = Samples((" ".join(["word"] * 1000),) * 3, np.array([0, 1, 2]), "here")
-    left = thinned(long, 0)
-    assert left is not None
-    assert np.mean([len(text.split()) for text in left.inputs]) == pytest.approx(1000 * (1 - SHARE), rel=0.02)
-    assert thinned(long, 0).digest == left.digest != thinned(long, 1).digest  # type: ignore[union-attr]
-    # Where texts are short, or have no spaces, or are none, there are no such copies.
-    assert thinned(Samples(("cancel it", "where is it", "我的订单在哪里"), np.array([0, 1, 2]), "here"), 0) is None
-    assert thinned(Samples({"x": np.zeros((3, 2))}, np.array([0, 1, 2]), "here"), 0) is None
-
-
-def test_labels_of_words_that_are_left_stay_with_them() -> None:
-    words = tuple(tuple(f"w{i}" for i in range(n)) for n in (6, 1, 9))
-    labels = np.empty(3, dtype=object)
-    labels[:] = [np.arange(len(row)) for row in words]
-    copies = thinned(Samples(words, labels, "here"), 0)
-    assert copies is not None
-    assert len(copies) == 3 * COPIES
-    for row, own in zip(copies.inputs, copies.labels, strict=True):
-        assert row == tuple(f"w{i}" for i in own)
-        assert row
-    assert copies.digest
