@@ -100,10 +100,6 @@ def test_without_passes_a_smaller_model_is_found_and_the_same_again(
     found = package.manifest.environment["search"]
     assert found["winner"] in records["prune"].reason
     assert found["winner"] in [c["shape"] for c in found["candidates"] if c["front"] or c["epochs"]]
-    # The development samples are training samples: in the end the winner has learned from all of them.
-    assert re.search(
-        r"; then \d+(\.\d+)? epochs with the development samples too; looked for", records["distill"].reason
-    )
     assert {"score", "epochs", "p50_ms", "p90_ms", "throughput", "bytes"} <= {*found["candidates"][0]}
     assert package.manifest.result.bytes < package.manifest.source.bytes
     assert all(check.ok for check in verify_package(package))
