@@ -14,6 +14,7 @@ from lepto.compiler import enough_tokens
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Left
 from lepto.compiler.data import Samples
+from lepto.compiler.derived import load, save
 from lepto.compiler.enough_tokens import with_enough_tokens
 from lepto.compiler.passes.trim_vocabulary import TrimVocabulary
 from lepto.compiler.source import Source, open_source
@@ -80,7 +81,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Context:
 
 
 def test_words_that_the_training_texts_have_not_are_kept_as_far_as_they_matter(
-    source: Source, context: Context
+    source: Source, context: Context, tmp_path: Path
 ) -> None:
     assert accuracy(source, DEV) == 1.0
     fewest = TrimVocabulary()(source, Context(threads=1, seed=0, train=TRAIN))
@@ -97,6 +98,9 @@ def test_words_that_the_training_texts_have_not_are_kept_as_far_as_they_matter(
         "besides: read in pieces, they cost 0.0000"
     )
     assert len(context.notes) == 2  # not those of the vocabularies that were too small
+    assert len(base.besides) == 3
+    save(base, tmp_path)
+    assert load(source, tmp_path).besides == base.besides
     # As many as are needed: where all that is lost may be lost, none.
     same = with_enough_tokens(source, Context(threads=1, seed=0, train=TRAIN), DEV, accuracy, lambda _: lost)
     assert same.kept_tokens == fewest.kept_tokens

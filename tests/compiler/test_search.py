@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -289,3 +290,13 @@ def test_a_slow_source_is_asked_about_fewer_samples(
     count: int, copies: int, most: float, expected: tuple[int, int]
 ) -> None:
     assert answerable(count, copies, most) == expected
+
+
+@pytest.mark.parametrize(("clean", "most"), [(True, 0.5 * 0.008), (False, 0.009)])
+def test_what_a_vocabulary_may_cost(clean: bool, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the drop where the source is asked about samples that it has not seen; all of it where it has."""
+    monkeypatch.setattr(search, "with_enough_tokens", lambda *given: given[-1](0.9))
+    asked = SimpleNamespace(score=None, on_dev=lambda _: 0.8)
+    of: Any = SimpleNamespace(clean=clean, allowed=lambda score: 0.01 * score, dev=None, trials=asked)
+    nothing: Any = None
+    assert search.Search._trimmed(of, nothing, nothing) == pytest.approx(most)
