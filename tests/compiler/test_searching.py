@@ -124,7 +124,7 @@ def test_a_search_that_was_broken_off_goes_on_where_it_was(
     real = teaching.train
 
     def interrupted(*args: Any, **options: Any) -> Any:
-        if len(taught) == 2:
+        if len(taught) == 3:
             raise KeyboardInterrupt
         taught.append(options["name"])
         return real(*args, **options)
@@ -140,10 +140,12 @@ def test_a_search_that_was_broken_off_goes_on_where_it_was(
         return real(*args, **options)
 
     monkeypatch.setattr(teaching, "train", counted)
-    compile_model(recipe(toy), tmp_path / "out")
-    # The trial of the speed and the first student are there; the second one of the first round comes next.
-    assert len(before) == 2
-    assert taught[2] != before[1]
+    found = compile_model(recipe(toy), tmp_path / "out").manifest.environment["search"]
+    # Both trials of the speed and the first student are there; the second one of the first round comes next.
+    assert len(before) == 3
+    assert before[0] == before[1]
+    assert before[2] == found["candidates"][0]["shape"]
+    assert taught[3] == found["candidates"][1]["shape"]
 
 
 def test_where_one_is_good_enough_and_time_is_left_it_is_cut_further(
