@@ -83,8 +83,8 @@ def _measure(
     from lepto.compiler.passes.fuse import Fuse
     from lepto.compiler.passes.quantize_dynamic import QuantizeDynamic
     from lepto.compiler.passes.quantize_static import QuantizeStatic
+    from lepto.compiler.setting import Setting
     from lepto.compiler.source import Source, open_source
-    from lepto.compiler.spent import Spent
     from lepto.compiler.training.guide import Guide
     from lepto.compiler.training.loop import Schedule
     from lepto.compiler.training.loop import train as teach
@@ -98,12 +98,17 @@ def _measure(
     evaluation = load_samples(eval_, split="test", **read)
     machine = this_machine()
     versions = {name: importlib.metadata.version(name) for name in ("lepto", "torch", "transformers", "onnxruntime")}
-    spent = Spent(_SECONDS, Cache(), {"seed": 0, "versions": versions})
+    setting = Setting(
+        source,
+        threads=2,
+        seed=0,
+        cache=Cache(),
+        versions=versions,
+        machine=f"{machine.cpu}, {machine.cpus} CPUs",
+        seconds=_SECONDS,
+    )
     # The parts of a search; its decisions are none of this, so that the evaluation data steers nothing.
-    ground = Groundwork(
-        source, samples, threads=2, seed=0, cache=Cache(), versions=versions,
-        machine=f"{machine.cpu}, {machine.cpus} CPUs", spent=spent, tell=lambda *_: None,
-    )  # fmt: skip
+    ground = Groundwork(setting, samples)
     base, lesson, _ = ground.base()
     cutter = ground.cutter(base, lesson)
     shapes = {str(one): one for one in cutter.shapes()}

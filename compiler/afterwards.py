@@ -65,7 +65,7 @@ class Afterwards:
 
         They keep more of the source, so that they learn at a lower rate, and all they are given at once.
         """
-        trials, taught = self.trials, list[Student]()
+        trials, setting, taught = self.trials, self.trials.setting, list[Student]()
         shapes = self.cutter.larger()
         if not shapes:
             return []
@@ -77,13 +77,13 @@ class Afterwards:
         found.sort(key=lambda s: s.shape.predicted_ms)
         for student in found:
             needed_s = self._needed_s(LARGER.portions, student)
-            share = allowed_share(needed_s, trials.spent.left)
+            share = allowed_share(needed_s, setting.spent.left)
             if share < ENOUGH:
                 self.notes.append(
                     f"no time is left to teach {student.shape}: {needed_s / 60:.0f} minutes (--search-budget)"
                 )
                 break
-            trials.say(f"none is good enough yet (at least {self.enough:.4f} is looked for): a larger one is taught")
+            setting.say(f"none is good enough yet (at least {self.enough:.4f} is looked for): a larger one is taught")
             epochs = round(share * LARGER.portions * self.portion, 2)
             trials.teach(self.teaching, student, epochs, len(RUNGS), LARGER.learning_rate)
             taught.append(student)
@@ -100,15 +100,15 @@ class Afterwards:
         Args:
             taught: All that were.
         """
-        trials, found = self.trials, list[Student]()
+        trials, setting, found = self.trials, self.trials.setting, list[Student]()
         good = [s for s in taught if self._good(s)]
         while good and len(found) < MOST_CUTS:
             last = min(good, key=lambda s: self.key(s.cost))
             needed_s = self._needed_s(SMALLER.portions, last)
-            share = allowed_share(needed_s, trials.spent.left)
+            share = allowed_share(needed_s, setting.spent.left)
             if share < ENOUGH:
                 break
-            cut = trials.spent.on(
+            cut = setting.spent.on(
                 {"smaller": last.source.digest},
                 partial(self.cutter.smaller, last.source, last.shape, self.teaching.lesson.student[0]),
             )
@@ -124,14 +124,14 @@ class Afterwards:
                 self.notes.append(f"{now.shape} is not better than {last.shape}: it is left out")
                 break
             self.notes.append(f"{last.shape} was good enough, and was cut to {now.shape}")
-            trials.say(
+            setting.say(
                 f"{last.shape} is good enough (at least {self.enough:.4f} is looked for): it is cut to {now.shape}"
             )
             number = len(RUNGS) + 1 + len(found)
             found.append(now)
             for again in range(2):
                 if again:
-                    share = allowed_share(needed_s, trials.spent.left)
+                    share = allowed_share(needed_s, setting.spent.left)
                     if share < ENOUGH or self._good(now) or now.score < self.minimum:
                         break  # the time is up, or it is there, or too far from it
                 epochs = round(share * SMALLER.portions * self.portion, 2)

@@ -10,7 +10,7 @@ that the same command on the same machine decides the same again, and a search t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 
 from lepto.compiler import halving
 from lepto.compiler.afterwards import Afterwards
-from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context
 from lepto.compiler.costs import Cost
 from lepto.compiler.data import Samples
@@ -38,9 +37,9 @@ from lepto.compiler.halving import (
     survivors,
     within,
 )
+from lepto.compiler.setting import Setting
 from lepto.compiler.source import Source
-from lepto.compiler.spent import Spent
-from lepto.compiler.teaching import Say, Teaching, Tell
+from lepto.compiler.teaching import Teaching
 from lepto.compiler.trials import Score, Trials
 from lepto.compiler.workers import Workers, cluster
 
@@ -78,20 +77,12 @@ class Search:
     """One search.
 
     Attributes:
-        root: The source, which teaches.
+        setting: What its parts share.
         train: Training samples, without the development samples.
         dev: Development samples.
         clean: Whether the source has not seen the development samples in its own training.
         allowed: From the reference score to the largest drop.
         score: The task's metric.
-        seconds: How long it may take.
-        threads: Intra-op threads of the measurements.
-        seed: Of everything random.
-        cache: Where students are kept.
-        versions: Part of every key.
-        machine: What identifies this machine's speed.
-        say: For people.
-        tell: Progress.
         objective: What is to be made better.
         latency_ms: The most that the median of one sample may take; None without a limit.
         size: The most bytes; None without a limit.
@@ -100,38 +91,23 @@ class Search:
         workers: Where the students of a round are taught side by side; None teaches one after the other.
     """
 
-    root: Source
+    setting: Setting
     train: Samples
     dev: Samples
     clean: bool
     allowed: Callable[[float], float]
     score: Score
-    seconds: float
-    threads: int
-    seed: int
-    cache: Cache
-    versions: Mapping[str, str]
-    machine: str
-    say: Say
-    tell: Tell
     objective: Objective = "latency"
     latency_ms: float | None = None
     size: int | None = None
     strict: bool = False
     reduce_range: bool = False
     workers: Workers | None = None
-    spent: Spent = field(init=False)
     trials: Trials = field(init=False)
 
     def __post_init__(self) -> None:
-        """Open the account of the time, and the trials."""
-        key = {"seed": self.seed, "versions": dict(self.versions)}
-        object.__setattr__(self, "spent", Spent(self.seconds, self.cache, key))
-        trials = Trials(
-            self.root, self.dev, self.score, self.threads, self.seed, self.cache, self.versions, self.machine,
-            self.reduce_range, self.spent, self.say, self.tell,
-        )  # fmt: skip
-        object.__setattr__(self, "trials", trials)
+        """Open the trials."""
+        object.__setattr__(self, "trials", Trials(self.setting, self.dev, self.score, self.reduce_range))
 
     def __call__(self) -> Found:
         """Run it.
@@ -140,23 +116,13 @@ class Search:
             Left: The model cannot be cut, or there is too little data.
             LeptoError: No candidate keeps the latency or size budget (exit code 1).
         """
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.setting.threads)
         with contextlib.nullcontext() if self.workers is None else cluster(self.workers) as ray:
             return self._search(ray)
 
     def _search(self, ray: Any) -> Found:
-        ground = Groundwork(
-            self.root,
-            self.train,
-            self.threads,
-            self.seed,
-            self.cache,
-            self.versions,
-            self.machine,
-            self.spent,
-            self.tell,
-            self._trimmed,
-        )
+        spent, say = self.setting.spent, self.setting.say
+        ground = Groundwork(self.setting, self.train, self._trimmed)
         base, lesson, notes = ground.base()
         cutter = ground.cutter(base, lesson, strict=self.strict)
         shapes = cutter.shapes()
@@ -165,21 +131,18 @@ class Search:
         every.sort(key=lambda s: key(s.cost))
         students, kept = within(every, self.latency_ms, self.size)
         notes += [kept] if kept else []
-        self.say(f"{len(students)} candidates, from {students[0].shape} to {students[-1].shape}")
+        say(f"{len(students)} candidates, from {students[0].shape} to {students[-1].shape}")
         taught = tuple(students)
         unit = portion(len(lesson.original))
-        teaching = Teaching(
-            self.root, lesson, self.threads, self.seed, self.cache, self.versions, self.machine,
-            self.workers, self.say, self.tell,
-        )  # fmt: skip
+        teaching = Teaching(self.setting, lesson, self.workers)
         rate = teaching.rate(students[len(students) // 2])
-        students = fitting(students, unit / rate, self.spent.left)
+        students = fitting(students, unit / rate, spent.left)
         if len(students) < len(taught):
             notes.append(f"only {len(students)} of {len(taught)} candidates are taught: the time is short")
             taught = tuple(students)
         for number, rung in enumerate(halving.RUNGS):
             if number:
-                left_s = self.spent.left
+                left_s = spent.left
                 room = max(
                     (
                         n
@@ -191,7 +154,7 @@ class Search:
                 students = survivors(students, self.allowed, rung, key, room)
             needed = portions(len(students), number) * unit / rate
             most = LONGER if rung is halving.RUNGS[-1] and self._promising(students, rung) else 1.0
-            share = allowed_share(needed, self.spent.left, most) or (0.0 if number else _LEAST)
+            share = allowed_share(needed, spent.left, most) or (0.0 if number else _LEAST)
             if share == 0.0:
                 notes.append(f"round {number + 1} was left out: the time was up (--search-budget)")
                 break
@@ -205,7 +168,7 @@ class Search:
             for student in students:
                 took += self.trials.teach(teaching, student, epochs, number, rung.learning_rate)
             rate = len(students) * epochs * teaching.epoch / max(took, 1e-3)
-            self.say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
+            say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
         reference = self._reference(taught)
         minimum = reference - self.allowed(reference)
         margin = halving.margin(reference - minimum, len(self.dev), clean=self.clean, strict=self.strict)
@@ -221,18 +184,18 @@ class Search:
         ranked = halving.ranked(taught, minimum + margin, key)
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
         everyone = tuple(sorted(every, key=lambda s: key(s.cost)))
-        return Found(ranked, everyone, reference, minimum, base, tuple(notes), self.spent.seconds, self.spent.teaching)
+        return Found(ranked, everyone, reference, minimum, base, tuple(notes), spent.seconds, spent.teaching)
 
     def _promising(self, students: Sequence[Student], rung: Rung) -> bool:
         """Whether one of them is expected to become good enough: else the time is for larger ones."""
         if not self.clean:
             return True  # the best of them is what the others are measured by
-        reference = self.trials.on_dev(self.root)
+        reference = self.trials.on_dev(self.setting.root)
         return max(1 - rung.promise * (1 - s.score) for s in students) >= reference - self.allowed(reference)
 
     def _reference(self, students: Sequence[Student]) -> float:
         """What the budget is counted from: the source where it has not seen the samples, else the best student."""
-        return self.trials.on_dev(self.root) if self.clean else max(s.score for s in students)
+        return self.trials.on_dev(self.setting.root) if self.clean else max(s.score for s in students)
 
     def _trimmed(self, root: Source, context: Context) -> Source:
         """With a vocabulary that costs half of the drop at most; twice that where the source has seen the samples.
@@ -252,4 +215,4 @@ class Search:
         return f"the front is {', '.join(best)}"
 
     def _left(self) -> str:
-        return f"{max(0.0, self.spent.left) / 60:.0f} min left"
+        return f"{max(0.0, self.setting.spent.left) / 60:.0f} min left"

@@ -20,6 +20,7 @@ from lepto.compiler.metrics import score
 from lepto.compiler.pipeline import Candidate, Pipeline
 from lepto.compiler.recipe import milliseconds, number_of_bytes, seconds
 from lepto.compiler.search import Found, Search
+from lepto.compiler.setting import Setting
 from lepto.compiler.source import Source
 from lepto.compiler.split import split_development
 from lepto.compiler.unlabelled import apart_from, joined
@@ -159,21 +160,24 @@ def _find(
 
     assert recipe.search_budget is not None
     try:
-        return Search(
+        setting = Setting(
             root=prepared.source,
-            train=train,
-            dev=dev,
-            clean=recipe.dev is not None,
-            allowed=recipe.allowed_drop,
-            score=score,
-            seconds=seconds(recipe.search_budget),
             threads=recipe.threads,
             seed=recipe.seed,
             cache=cache,
             versions=versions,
             machine=evaluator.machine,
+            seconds=seconds(recipe.search_budget),
             say=lambda text: console.print(escape(text)),
             tell=tell,
+        )
+        return Search(
+            setting,
+            train=train,
+            dev=dev,
+            clean=recipe.dev is not None,
+            allowed=recipe.allowed_drop,
+            score=score,
             objective=recipe.objective,
             latency_ms=None if recipe.latency_budget is None else milliseconds(recipe.latency_budget),
             size=None if recipe.size_budget is None else number_of_bytes(recipe.size_budget),

@@ -5,24 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lepto.compiler.cache import Cache
 from lepto.compiler.derived import copy_module, load, save
 from lepto.compiler.encoder import Encoder
 from lepto.compiler.halving import Student
+from lepto.compiler.setting import Say, Setting, Tell
 from lepto.compiler.source import Source
 from lepto.compiler.training.lesson import Lesson
 from lepto.compiler.training.loop import Schedule, train
 from lepto.compiler.training.team import current
 from lepto.compiler.workers import Workers, run_all
-
-Say = Callable[[str], None]
-Tell = Callable[[str, int, int], None]
-"""Told what is being done, and how many of how many steps are done."""
 
 
 @dataclass(frozen=True)
@@ -30,28 +26,14 @@ class Teaching:
     """What all rounds have in common.
 
     Attributes:
-        root: The source, which teaches.
-        lesson: Samples with its answers.
-        threads: In all.
-        seed: Of everything random.
-        cache: Where students are kept.
-        versions: Part of every key.
-        machine: What identifies this machine's speed.
+        setting: The search's.
+        lesson: Samples with the source's answers.
         workers: Where the students of a round are taught side by side; None teaches one after the other.
-        say: For people.
-        tell: Progress.
     """
 
-    root: Source
+    setting: Setting
     lesson: Lesson
-    threads: int
-    seed: int
-    cache: Cache
-    versions: Mapping[str, str]
-    machine: str
     workers: Workers | None
-    say: Say
-    tell: Tell
 
     @property
     def epoch(self) -> int:
@@ -73,10 +55,10 @@ class Teaching:
         """
 
         def make(stage: Path) -> None:
-            self.tell("how fast this machine teaches", 0, 1)
+            self.setting.tell("how fast this machine teaches", 0, 1)
             samples = min(512, len(self.lesson.original))
             module = copy_module(student.source)
-            schedule = Schedule(epochs=samples / self.epoch, train_tables=self.train_tables, seed=self.seed)
+            schedule = Schedule(epochs=samples / self.epoch, train_tables=self.train_tables, seed=self.setting.seed)
 
             def attempt() -> float:
                 started = time.monotonic()
@@ -95,11 +77,11 @@ class Teaching:
         key = {
             "student": student.source.digest,
             "train": self.lesson.digest,
-            "machine": self.machine,
+            "machine": self.setting.machine,
             "processes": current().size,
             "tables": self.train_tables,
         }
-        entry, _ = self.cache.get("teaching-rate", {**key, "versions": dict(self.versions)}, make)
+        entry = self.setting.kept("teaching-rate", key, make)
         return float(json.loads((entry / "rate.json").read_text()))
 
     def teach(self, student: Student, epochs: float, number: int, learning_rate: float) -> tuple[Source, float, bool]:
@@ -108,9 +90,9 @@ class Teaching:
         Returns:
             What it has become, the seconds it took (or took when it was done), and whether it came from the cache.
         """
-        key, work = self.round_of(student, epochs, number, learning_rate, self.say, self.tell)
-        entry, cached = self.cache.get("student", key, lambda stage: work(self.lesson, stage))
-        return load(self.root, entry), float(json.loads((entry / "seconds.json").read_text())), cached
+        key, work = self.round_of(student, epochs, number, learning_rate, self.setting.say, self.setting.tell)
+        entry, cached = self.setting.cache.get("student", key, lambda stage: work(self.lesson, stage))
+        return load(self.setting.root, entry), float(json.loads((entry / "seconds.json").read_text())), cached
 
     def round_of(
         self, student: Student, epochs: float, number: int, learning_rate: float, say: Say, tell: Tell
@@ -122,7 +104,7 @@ class Teaching:
             epochs=epochs,
             learning_rate=learning_rate * (384 / max(width, 384)) ** 0.5,
             train_tables=self.train_tables,
-            seed=self.seed + number,
+            seed=self.setting.seed + number,
         )
         what, name, source = f"round {number + 1}: {student.shape}", str(student.shape), student.source
 
@@ -156,10 +138,10 @@ class Teaching:
 
         key = {
             "student": student.source.digest,
-            "teacher": self.root.digest,
+            "teacher": self.setting.root.digest,
             "train": self.lesson.digest,
             "schedule": dataclasses.asdict(schedule),
-            "versions": dict(self.versions),
+            "versions": dict(self.setting.versions),
         }
         return key, work
 
@@ -172,7 +154,7 @@ class Teaching:
         works: dict[str, Callable[[Lesson, Path], None]] = {}
         for student in students:
             key, work = self.round_of(student, epochs, number, learning_rate, lambda _: None, lambda *_: None)
-            if not self.cache.has("student", key):
+            if not self.setting.cache.has("student", key):
                 keys[str(student.shape)], works[str(student.shape)] = key, work
         if not works:
             return
@@ -184,9 +166,9 @@ class Teaching:
                 for file, data in files.items():
                     (stage / file).write_bytes(data)
 
-            self.cache.get("student", keys[name], write)
+            self.setting.cache.get("student", keys[name], write)
             finished.append(name)
-            self.tell(f"round {number + 1}: {count} side by side", len(finished), len(works))
+            self.setting.tell(f"round {number + 1}: {count} side by side", len(finished), len(works))
 
-        self.tell(f"round {number + 1}: {count} side by side", 0, len(works))
-        run_all(ray, works, self.lesson, threads=max(1, self.threads // count), done=done)
+        self.setting.tell(f"round {number + 1}: {count} side by side", 0, len(works))
+        run_all(ray, works, self.lesson, threads=max(1, self.setting.threads // count), done=done)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from lepto.compiler.cache import Cache
 from lepto.compiler.context import Left, PassError
 from lepto.compiler.costs import FORM as COST_FORM
 from lepto.compiler.costs import Cost, measure_costs, quick_int8, timing_feeds
@@ -19,9 +18,9 @@ from lepto.compiler.data import Samples
 from lepto.compiler.export.again import Exporter
 from lepto.compiler.halving import Student
 from lepto.compiler.model import OnnxModel
+from lepto.compiler.setting import Setting
 from lepto.compiler.source import Source
-from lepto.compiler.spent import Spent
-from lepto.compiler.teaching import Say, Teaching, Tell
+from lepto.compiler.teaching import Teaching
 from lepto.compiler.verify import encode, logits_in_batches
 from lepto.runtime.console import size_text
 from lepto.runtime.errors import LeptoError
@@ -36,46 +35,31 @@ class Trials:
     """What all trials of one search have in common.
 
     Attributes:
-        root: The source, which teaches.
+        setting: The search's.
         dev: Development samples.
         metric: The task's.
-        threads: Intra-op threads of the measurements.
-        seed: Of everything random.
-        cache: Where everything is kept.
-        versions: Part of every key.
-        machine: What identifies this machine's speed.
         reduce_range: Whether weights keep to seven bits on the target.
-        spent: The search's time.
-        say: For people.
-        tell: Progress.
     """
 
-    root: Source
+    setting: Setting
     dev: Samples
     metric: Score
-    threads: int
-    seed: int
-    cache: Cache
-    versions: Mapping[str, str]
-    machine: str
     reduce_range: bool
-    spent: Spent
-    say: Say
-    tell: Tell
     _exporter: Exporter = field(init=False)
     _exports: dict[str, OnnxModel] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Candidates of one graph are traced once."""
-        object.__setattr__(self, "_exporter", Exporter(self.threads))
+        object.__setattr__(self, "_exporter", Exporter(self.setting.threads))
 
     def measured(self, base: Source, candidates: Sequence[tuple[Shape, Source]], notes: list[str]) -> list[Student]:
         """Time all candidates side by side, before they are taught."""
+        setting = self.setting
 
         def make(stage: Path) -> None:
             models = {}
             for place, (shape, source) in enumerate(candidates):
-                self.tell("candidates are timed", place, len(candidates) + 1)
+                setting.tell("candidates are timed", place, len(candidates) + 1)
                 try:
                     # What it has learned since does not change what it costs.
                     kind = repr((shape.name, shape.what))
@@ -85,20 +69,20 @@ class Trials:
                 except LeptoError as error:
                     notes.append(f"{shape} is left out: {error}")
             singles, batches = timing_feeds(encode(self.dev.inputs, base.text), base)
-            costs = measure_costs(models, singles, batches, threads=self.threads, seed=self.seed) if models else {}
+            timing = {"threads": setting.threads, "seed": setting.seed}
+            costs = measure_costs(models, singles, batches, **timing) if models else {}
             (stage / "costs.json").write_text(json.dumps({name: cost.to_json() for name, cost in costs.items()}))
 
         key = {
             "candidates": [source.digest for _, source in candidates],
             "dev": self.dev.digest,
-            "threads": self.threads,
-            "seed": self.seed,
-            "machine": self.machine,
+            "threads": setting.threads,
+            "seed": setting.seed,
+            "machine": setting.machine,
             "reduce_range": self.reduce_range,
             "form": [COST_FORM, TIMING_FORM],
-            "versions": dict(self.versions),
         }
-        entry = self.spent.on({"costs": key}, lambda: self.cache.get("costs", key, make)[0])
+        entry = setting.spent.on({"costs": key}, lambda: setting.kept("costs", key, make))
         stored = json.loads((entry / "costs.json").read_text())
         if not stored:
             raise Left(f"no candidate could be exported: {notes[-1] if notes else ''}")
@@ -118,11 +102,11 @@ class Trials:
         def make(stage: Path) -> None:
             np.save(
                 stage / "logits.npy",
-                logits_in_batches(source.runner(self.threads), samples, source.text, lambda _: None),
+                logits_in_batches(source.runner(self.setting.threads), samples, source.text, lambda _: None),
             )
 
-        key = {"dev": samples.digest, "model": source.digest, "root": self.root.digest}
-        entry, _ = self.cache.get("dev-logits", {**key, "versions": dict(self.versions)}, make)
+        key = {"dev": samples.digest, "model": source.digest, "root": self.setting.root.digest}
+        entry = self.setting.kept("dev-logits", key, make)
         logits = np.load(entry / "logits.npy")
         if not np.isfinite(logits).all():
             raise PassError("outputs on the development samples are not finite")
@@ -131,13 +115,13 @@ class Trials:
     def teach(self, teaching: Teaching, student: Student, epochs: float, number: int, learning_rate: float) -> float:
         """Teach one student on, and ask how good it is; returns the seconds that the teaching took."""
         learned, took, cached = teaching.teach(student, epochs, number, learning_rate)
-        self.spent.add(took, teaching=True)
+        self.setting.spent.add(took, teaching=True)
         score, before = self.on_dev(learned), student.score
         student.epochs = round(student.epochs + epochs, 2)
         student.history.append((student.epochs, score))
         if not number or score >= before:  # more teaching can do harm, too
             student.source, student.score = learned, score
-        self.say(
+        self.setting.say(
             f"{student.shape}: {score:.4f} on the development samples after {student.epochs:g} epochs, "
             f"{student.cost.p50_ms:.3f} ms, {size_text(student.cost.bytes)} "
             f"({'cached' if cached else f'{took:.0f} s'})"
