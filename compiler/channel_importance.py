@@ -14,6 +14,7 @@ from torch import nn
 from lepto.compiler.channel_groups import Group, Groups, Member
 from lepto.compiler.channels import prune_channels, rounded
 from lepto.compiler.context import PassError
+from lepto.compiler.sensitivity import answer_loss
 from lepto.compiler.source import first_output
 from lepto.compiler.training.pool import Pool
 
@@ -50,9 +51,7 @@ def measure_channels(
 ) -> dict[str, torch.Tensor]:
     """Fisher scores of channels on training samples: the mean of the squared derivative by a gate on each unit.
 
-    The loss is the cross-entropy to the teacher's own distribution mixed with a tenth of the uniform one: the labels of
-    the training data are fitted so well that they leave no gradient, the mixture always does. For a single output it
-    is the output itself. Scores of different groups can be compared.
+    The loss is that of :func:`lepto.compiler.sensitivity.answer_loss`. Scores of different groups can be compared.
 
     Args:
         module: The network; not changed, and run in evaluation mode.
@@ -80,6 +79,7 @@ def measure_channels(
     wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     gradients = [parameter.grad for parameter, _ in wanted]
     training = module.training
+    loss = answer_loss(pool)
     chosen = torch.linspace(0, len(pool) - 1, min(samples, len(pool))).long().tolist()
     try:
         module.eval()
@@ -90,7 +90,7 @@ def measure_channels(
             rows = chosen[start : start + batch]
             inputs, logits, _, _ = pool.batch(rows)
             with torch.enable_grad():
-                _loss(first_output(module(**inputs)), logits).backward()  # type: ignore[no-untyped-call]  # as torch has it
+                torch.autograd.backward(loss(first_output(module(**inputs)), logits))
             for group in groups.groups:
                 scores[group.name] += _derivatives(module, group, read).square().sum(0) / len(chosen)
             read.clear()
@@ -105,15 +105,6 @@ def measure_channels(
         if not bool(torch.isfinite(values).all()):
             raise PassError(f"the importance of the channels of {name!r} is not finite on the training data")
     return scores
-
-
-def _loss(output: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Summed over samples."""
-    output, logits = output.reshape(-1, output.shape[-1]).float(), logits.reshape(-1, logits.shape[-1]).float()
-    if output.shape[-1] == 1:
-        return output.sum()
-    target = 0.9 * logits.softmax(-1) + 0.1 / logits.shape[-1]
-    return nn.functional.cross_entropy(output, target, reduction="sum")
 
 
 def _derivatives(module: nn.Module, group: Group, read: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from lepto.compiler.encoder import Encoder, Selection, Sizes
 from lepto.compiler.importance import Importance, measure_importance, most_important
 from lepto.compiler.latency import LatencyTable, fit_to_latency
 from lepto.compiler.source import Source
+from lepto.compiler.training.first_row import first_row_only
 from lepto.compiler.training.pool import Pool
 
 _SHARES: tuple[float, ...] = (1.0, 0.7, 0.57, 0.45)
@@ -34,7 +35,8 @@ class EncoderCutter:
         sizes: Its sizes.
         importance: Of its parts.
         table: What they cost.
-        last_row_only: Whether its head reads one position.
+        last_row_only: Whether nothing but the first position is read of its last layer.
+        cuts_width: Whether it is known what reads its width.
         strict: Whether shapes must be able to be as good as the source.
     """
 
@@ -43,21 +45,19 @@ class EncoderCutter:
     importance: Importance
     table: LatencyTable
     last_row_only: bool
+    cuts_width: bool = True
     strict: bool = False
 
     def shapes(self) -> list[Shape]:
         """See :func:`encoder_shapes`."""
-        return encoder_shapes(
-            self.sizes, self.importance, self.table, last_row_only=self.last_row_only, strict=self.strict
-        )
+        return self._shapes(strict=self.strict)
 
     def larger(self) -> list[Shape]:
         """Shapes of more layers, up to all of them."""
         if self.strict:
             return []
         dearest = max(shape.predicted_ms for shape in self.shapes())
-        every = encoder_shapes(self.sizes, self.importance, self.table, last_row_only=self.last_row_only, strict=True)
-        return [shape for shape in every if shape.predicted_ms > dearest]
+        return [shape for shape in self._shapes(strict=True) if shape.predicted_ms > dearest]
 
     def cut(self, shape: Shape) -> Source:
         """A new source with the most important heads, neurons and dimensions of that shape."""
@@ -106,6 +106,16 @@ class EncoderCutter:
         )
         return self._shape(Selected(sizes.layers, *kept, sizes.width)), derive(student, module)
 
+    def _shapes(self, *, strict: bool) -> list[Shape]:
+        return encoder_shapes(
+            self.sizes,
+            self.importance,
+            self.table,
+            last_row_only=self.last_row_only,
+            cuts_width=self.cuts_width,
+            strict=strict,
+        )
+
     def _layers_ms(self, heads: Sequence[int], neurons: Sequence[int]) -> float:
         return layers_ms(self.table, heads, neurons, last_row_only=self.last_row_only)
 
@@ -135,12 +145,16 @@ def encoder_cutter(
     """Measure what matters in an encoder, with the source's own gradients on training samples."""
     encoder = Encoder.of(root.module())
     assert encoder is not None
+    # What a tagger reads of its last layer is every row, and its neurons there cost as much as elsewhere.
+    with first_row_only(root.module(), pool.longest()) as last_row_only:
+        pass
     return EncoderCutter(
         base,
         encoder.sizes(),
         measure_importance(encoder, pool),
         table,
-        last_row_only=encoder.reader() is not None,
+        last_row_only=last_row_only,
+        cuts_width=encoder.reader() is not None,
         strict=strict,
     )
 
@@ -169,7 +183,13 @@ def named(chosen: Selected, sizes: Sizes, whole_width_ms: float) -> Shape:
 
 
 def encoder_shapes(
-    sizes: Sizes, importance: Importance, table: LatencyTable, *, last_row_only: bool, strict: bool = False
+    sizes: Sizes,
+    importance: Importance,
+    table: LatencyTable,
+    *,
+    last_row_only: bool,
+    cuts_width: bool = True,
+    strict: bool = False,
 ) -> list[Shape]:
     """Candidates from one layer to half of them, whole and cut to shares of their cost; ascending by cost.
 
@@ -198,6 +218,6 @@ def encoder_shapes(
             )
             add(layers, *fitted, sizes.width)
         narrow = sizes.width // 2 // _UNIT * _UNIT
-        if keep > 1 and not strict and last_row_only and len(importance.width) == sizes.width and narrow:
+        if keep > 1 and not strict and cuts_width and len(importance.width) == sizes.width and narrow:
             add(layers, [len(h) for h in heads], [len(n) // 2 for n in neurons], narrow)
     return sorted(found.values(), key=lambda shape: shape.predicted_ms)

@@ -99,9 +99,17 @@ def _mode(file: Path, config: Mapping[str, Any]) -> Mode:
 class SentenceEncoder(torch.nn.Module):
     """A model of tokens with its pooling: ``[B, S]`` ids to ``[B, W]``."""
 
+    base_model_prefix = "model"
+    """Where the encoder lies, as the models of transformers say it."""
+
     def __init__(self, model: torch.nn.Module, pooling: Pooling) -> None:
         super().__init__()
         self.model, self.pooling = model, pooling
+
+    @property
+    def config(self) -> Any:
+        """The encoder's configuration."""
+        return self.model.config
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None

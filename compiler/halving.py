@@ -158,20 +158,22 @@ def fitting(students: list[Student], portion_s: float, left_s: float) -> list[St
     return students
 
 
-def margin(allowed: float, samples: int, *, clean: bool, strict: bool) -> float:
+def margin(allowed: float, samples: int, *, clean: bool, strict: bool, decided: bool = True) -> float:
     """How far above the lowest score a student is to be, since one is judged, once, and not on these samples.
 
     A share of the allowed drop: samples that the source was trained on say less, and a bound asks for more than a
-    point. At least half a standard error of a difference: few samples hardly tell students apart.
+    point. At least half a standard error of a difference: few samples hardly tell students apart, where each is right
+    or wrong.
 
     Args:
         allowed: The largest drop.
         samples: Development samples.
         clean: Whether the source has not seen them.
         strict: Whether a bound must keep the drop.
+        decided: Whether a sample is either right or wrong; vectors are near or far, and a few hundred say how near.
     """
     share = 1.0 if strict else 0.25 if clean else 0.5
-    return max(share * allowed, 0.5 * math.sqrt(_CHANGED / samples))
+    return max(share * allowed, 0.5 * math.sqrt(_CHANGED / samples) if decided else 0.0)
 
 
 _CHANGED = 0.05

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lepto.compiler.encoder import Encoder
+from lepto.compiler.sensitivity import Loss, answer_loss
 from lepto.compiler.source import first_output
 from lepto.compiler.training.pool import Pool
 
@@ -73,8 +74,7 @@ class Importance:
 def measure_importance(encoder: Encoder, pool: Pool, *, samples: int = 512, batch: int = 32) -> Importance:
     """Score heads, neurons and hidden dimensions of an encoder on training samples.
 
-    The loss is the cross-entropy to the teacher's own distribution mixed with a tenth of the uniform one: the labels of
-    the training data are fitted so well that they leave no gradient, the mixture always does.
+    The loss is that of :func:`lepto.compiler.sensitivity.answer_loss`.
 
     Args:
         encoder: The whole model; not changed.
@@ -90,9 +90,10 @@ def measure_importance(encoder: Encoder, pool: Pool, *, samples: int = 512, batc
     hooks = [*_watch(encoder, seen)]
     chosen = torch.linspace(0, len(pool) - 1, min(samples, len(pool))).long().tolist()
     module: Any = encoder.module
+    loss = answer_loss(pool)
     try:
         for start in range(0, len(chosen), batch):
-            _score(module, pool, chosen[start : start + batch], seen, result)
+            _score(module, pool, chosen[start : start + batch], seen, result, loss)
     finally:
         for hook in hooks:
             hook.remove()
@@ -118,14 +119,16 @@ def _watch(encoder: Encoder, seen: dict[tuple[str, int], torch.Tensor]) -> list[
 
 
 def _score(
-    module: Any, pool: Pool, rows: Sequence[int], seen: dict[tuple[str, int], torch.Tensor], result: Importance
+    module: Any,
+    pool: Pool,
+    rows: Sequence[int],
+    seen: dict[tuple[str, int], torch.Tensor],
+    result: Importance,
+    loss: Loss,
 ) -> None:
     inputs, logits, _, _ = pool.batch(rows)
     module.zero_grad(set_to_none=True)
-    output = first_output(module(**inputs))
-    target = 0.9 * logits.reshape(-1, logits.shape[-1]).softmax(-1) + 0.1 / logits.shape[-1]
-    loss = torch.nn.functional.cross_entropy(output.reshape(-1, output.shape[-1]), target, reduction="sum")
-    torch.autograd.backward(loss)
+    torch.autograd.backward(loss(first_output(module(**inputs)), logits))
     for (kind, index), value in seen.items():
         assert value.grad is not None
         value_, gradient = value.detach(), value.grad

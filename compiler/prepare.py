@@ -14,7 +14,6 @@ from lepto.compiler.training.team import current, processes
 from lepto.compiler.unlabelled import apart_from, load_unlabelled
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.machine import this_machine
-from lepto.runtime.manifest import FEATURE_EXTRACTION
 from lepto.runtime.targets import TARGETS, Target
 
 _BF16 = 8.0
@@ -85,7 +84,6 @@ def prepare(recipe: Recipe) -> Prepared:
             "result there: lepto bench PACKAGE"
         )
     names: tuple[str, ...]
-    asked: list[str] = []
     gpu = target.kind == "gpu"
     if gpu or (recipe.passes is not None):
         names = ("tensorrt",) if recipe.passes is None else recipe.passes
@@ -126,14 +124,6 @@ def prepare(recipe: Recipe) -> Prepared:
         and train is not None
         and recipe.search_budget != NO_SEARCH
     )
-    if searches and source.task == FEATURE_EXTRACTION:
-        if asked:
-            raise LeptoError(
-                f"--{asked[0].replace('_', '-')}: no search is made for {source.task}: students learn from answers, "
-                "not from vectors. Leave it out"
-            )
-        searches = False
-        notes.append(f"no search: students learn from answers, and {source.task} gives vectors")
     if unlabelled is not None and not searches and not _teaches(recipe):
         raise LeptoError(
             "--unlabelled is what students learn from, and none is taught: leave it out, or --passes, or name distill "

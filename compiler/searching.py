@@ -28,7 +28,7 @@ from lepto.compiler.verify import encode
 from lepto.compiler.workers import Workers
 from lepto.runtime.console import Output
 from lepto.runtime.errors import LeptoError
-from lepto.runtime.manifest import PassRecord
+from lepto.runtime.manifest import FEATURE_EXTRACTION, PassRecord
 
 if TYPE_CHECKING:
     from lepto.compiler.prepare import Prepared
@@ -74,6 +74,8 @@ def search(
     recipe = prepared.recipe
     try:
         train, dev = _splits(prepared)
+        if prepared.source.task == FEATURE_EXTRACTION:
+            dev = dataclasses.replace(dev, labels=dataclasses.replace(evaluator, samples=dev).source_logits()[0])
         more = None if prepared.unlabelled is None else apart_from(prepared.unlabelled, [dev])
         found = _find(prepared, evaluator, joined(train, more), dev, cache, console, versions)
     except Left as left:
@@ -87,7 +89,10 @@ def search(
     for student in found.ranked[:_MOST_COMPILED]:
         judge = dataclasses.replace(evaluator, samples=dev, current=student.source)
         logits, _ = judge.source_logits()
-        steered = Budget(judge.metric(logits, "source"), 1.0)  # the search has judged already; nothing is refused here
+        reference = judge.metric(logits, "source")
+        # The search has judged already, and nothing is refused here; but vectors move with each way of rounding.
+        drop = recipe.allowed_drop(reference.value) if reference.name == "cosine" else 1.0
+        steered = Budget(reference, drop)
         context = Context(
             calibration=encode(train.inputs, student.source.text),
             threads=recipe.threads,
@@ -175,7 +180,7 @@ def _find(
             setting,
             train=train,
             dev=dev,
-            clean=recipe.dev is not None,
+            clean=recipe.dev is not None or prepared.source.task == FEATURE_EXTRACTION,
             allowed=recipe.allowed_drop,
             score=score,
             objective=recipe.objective,
@@ -239,8 +244,6 @@ def _show(found: Found, best: set[int], console: Output) -> None:
 def _splits(prepared: Prepared) -> tuple[Samples, Samples]:
     recipe, source, train = prepared.recipe, prepared.source, prepared.train
     assert train is not None
-    if train.labels.ndim != 1:
-        raise Left("students are taught to decide, and vectors decide nothing")
     if train.one_label:
         raise Left(f"{train.origin}: all {len(train)} training samples have one label, which teaches nothing")
     if recipe.dev is None:

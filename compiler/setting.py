@@ -10,6 +10,7 @@ from typing import Any
 from lepto.compiler.cache import Cache
 from lepto.compiler.source import Source
 from lepto.compiler.spent import Spent
+from lepto.runtime.manifest import FEATURE_EXTRACTION
 
 Say = Callable[[str], None]
 """Told what people are to read."""
@@ -50,6 +51,11 @@ class Setting:
         """Open the account of the time."""
         spent = Spent(self.seconds, self.cache, {"seed": self.seed, "versions": dict(self.versions)})
         object.__setattr__(self, "spent", spent)
+
+    @property
+    def vectors(self) -> bool:
+        """Whether the source gives vectors: nothing is decided by them, and none is right but its own."""
+        return self.root.task == FEATURE_EXTRACTION
 
     def kept(self, step: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """The folder of a step's result, from the cache or made by ``make``, for these versions.

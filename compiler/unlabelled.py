@@ -13,7 +13,7 @@ from lepto.compiler.split import take
 from lepto.compiler.tagged import read_words_of
 from lepto.compiler.words import Words
 from lepto.runtime.errors import LeptoError
-from lepto.runtime.manifest import TOKEN_CLASSIFICATION
+from lepto.runtime.manifest import FEATURE_EXTRACTION, TOKEN_CLASSIFICATION
 
 
 def load_unlabelled(reference: str, *, text_column: str, task: str) -> Samples:
@@ -52,6 +52,8 @@ def load_unlabelled(reference: str, *, text_column: str, task: str) -> Samples:
             inputs.append(row[text_column])
         except ValueError as error:
             raise LeptoError(f"{reference}, {where}: {error}") from None
+    if task == FEATURE_EXTRACTION:
+        return Samples(tuple(inputs), np.zeros((len(inputs), 0), np.float32), reference)
     if task != TOKEN_CLASSIFICATION:
         return Samples(tuple(inputs), np.full(len(inputs), NO_LABEL, np.int64), reference)
     labels = np.empty(len(inputs), dtype=object)

@@ -31,6 +31,7 @@ from lepto.compiler.training.pool import (
 from lepto.compiler.verify import tokenize
 from lepto.compiler.vocabulary import spelling_tokens
 from lepto.compiler.words import are_words, read_words, token_labels
+from lepto.runtime.manifest import FEATURE_EXTRACTION
 
 _FORMAT = 1
 """Raised whenever an augmentation changes its meaning."""
@@ -99,7 +100,7 @@ def prepare_lesson(
         progress: Told how many of how many samples were answered.
     """
     module = teacher.module()
-    path = head_path(module, {name: torch.from_numpy(np.array(a)) for name, a in teacher.example.items()})
+    path = _classifier(teacher)
     near = _near(teacher, base, samples)
     sets = _sets(teacher, samples, copies, seed, near)
     collates = [_collate(teacher, rows) for rows in sets]
@@ -134,7 +135,8 @@ def prepare_lesson(
         if cached:
             advance(len(samples))
     labels = _labels(teacher, samples, sizes)
-    pools = [Pool(c, s, lab, t) for c, s, lab, t in zip(collates, sizes, labels, targets, strict=True)]
+    vectors = teacher.task == FEATURE_EXTRACTION
+    pools = [Pool(c, s, lab, t, vectors) for c, s, lab, t in zip(collates, sizes, labels, targets, strict=True)]
     if base.kept_tokens is None or teacher.text is None:
         student = pools
     else:
@@ -156,7 +158,8 @@ def feature_bytes(module: torch.nn.Module, path: str | None, sizes: Sequence[Seq
 def _labels(teacher: Source, samples: Samples, sizes: Sequence[Sequence[int]]) -> list[Any]:
     """For the samples and each copy of them the labels; a copy has none, since its tokens stand elsewhere."""
     if not are_words(samples.inputs):
-        return [samples.labels.tolist(), *[[NO_LABEL] * len(own) for own in sizes[1:]]]
+        none = [NO_LABEL] * len(samples)
+        return [none if samples.labels.ndim != 1 else samples.labels.tolist(), *[none] * (len(sizes) - 1)]
     assert isinstance(samples.inputs, tuple)
     assert teacher.text is not None
     original = token_labels(read_words(samples.inputs, teacher.text), samples.labels.tolist(), NO_LABEL)
@@ -181,10 +184,17 @@ def own_answers(source: Source, samples: Samples, most: int) -> Pool:
     some = dataclasses.replace(samples, inputs=taken, labels=samples.labels[chosen])
     rows = _sets(source, some, 0, 0)[0]
     collate, sizes = _collate(source, rows), _sizes(rows, len(some))
-    path = head_path(source.module(), {name: torch.from_numpy(np.array(a)) for name, a in source.example.items()})
-    targets = teach(source.module(), path, sizes, collate)
+    targets = teach(source.module(), _classifier(source), sizes, collate)
     labels: Any = some.labels.tolist() if some.labels.ndim == 1 else [NO_LABEL] * len(some)
-    return Pool(collate, sizes, labels, targets)
+    return Pool(collate, sizes, labels, targets, source.task == FEATURE_EXTRACTION)
+
+
+def _classifier(source: Source) -> str | None:
+    """The path of a source's classifier; None where it gives vectors, which nothing reads but who asks."""
+    if source.task == FEATURE_EXTRACTION:
+        return None
+    example = {name: torch.from_numpy(np.array(array)) for name, array in source.example.items()}
+    return head_path(source.module(), example)
 
 
 def lesson_key(samples: Samples, copies: int, seed: int) -> str:

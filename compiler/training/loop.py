@@ -20,7 +20,15 @@ from lepto.compiler.source import first_output
 from lepto.compiler.training.exchange import pack, statistics_of, unpack
 from lepto.compiler.training.first_row import first_row_only
 from lepto.compiler.training.guide import Guide
-from lepto.compiler.training.losses import Part, distillation, divisors, feature_distance, to_labels, whole_loss
+from lepto.compiler.training.losses import (
+    Part,
+    direction_distance,
+    distillation,
+    divisors,
+    feature_distance,
+    to_labels,
+    whole_loss,
+)
 from lepto.compiler.training.observed import ends, observed_in, set_ends
 from lepto.compiler.training.pool import Features, Pool, on_device, reduced_precision
 from lepto.compiler.training.team import Team, current
@@ -39,7 +47,7 @@ class Schedule:
         warmup: Share of the steps in which the rate rises linearly; it then falls to zero along a cosine.
         weight_decay: Of AdamW, on matrices only.
         temperature: Of the softened distributions.
-        logits: Weight of the distance to the teacher's logits.
+        logits: Weight of the distance to the teacher's logits, or to its vectors.
         features: Weight of the distance to what the teacher's classifier reads.
         labels: Weight of the cross-entropy to the labels.
         train_tables: Whether embedding tables learn too.
@@ -223,7 +231,8 @@ def _parts(
         for place, row in enumerate(rows):
             real[place, : pool.sizes[row]] = True
         ours, logits, labels = output[real], logits[real], labels[real]
-    parts = {"logits": schedule.logits * distillation(ours, logits, schedule.temperature)}
+    apart = direction_distance(ours, logits) if pool.vectors else distillation(ours, logits, schedule.temperature)
+    parts = {"logits": schedule.logits * apart}
     if schedule.labels and bool((labels != NO_LABEL).any()):
         parts["labels"] = schedule.labels * to_labels(ours, labels)
     if schedule.features and features is not None and seen.value is not None:

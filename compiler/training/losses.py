@@ -96,6 +96,17 @@ def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> Part:
     return Part(total, teacher.square().sum().clamp_min(1e-6 * teacher.numel()))
 
 
+def direction_distance(student: torch.Tensor, teacher: torch.Tensor) -> Part:
+    """One minus the cosine of the angle between two vectors: what a search by vectors compares.
+
+    Args:
+        student: ``[B, W]``.
+        teacher: ``[B, W]``.
+    """
+    apart = 1 - functional.cosine_similarity(student.float(), teacher.float(), dim=-1)
+    return Part(apart.sum(), apart.new_tensor(float(len(apart))))
+
+
 def relations(values: torch.Tensor, heads: int) -> torch.Tensor:
     """Logarithm of softmax(V V^T / sqrt(D)) for each of ``heads`` parts of the width.
 

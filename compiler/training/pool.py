@@ -169,12 +169,14 @@ class Pool:
         sizes: Tokens of each sample; 1 where there are none.
         labels: For each sample its label, or the labels of its tokens; ``NO_LABEL`` where there is none.
         targets: What the teacher says.
+        vectors: Whether that are vectors, which nothing is decided by, and not logits.
     """
 
     collate: Collate
     sizes: Sequence[int]
     labels: Sequence[int] | Sequence[Sequence[int]]
     targets: Targets
+    vectors: bool = False
 
     def __len__(self) -> int:
         """N."""

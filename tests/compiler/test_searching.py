@@ -28,14 +28,18 @@ from lepto.compiler.cutter import Shape
 from lepto.compiler.data import Samples
 from lepto.compiler.encoder import Sizes
 from lepto.compiler.latency import Curve, LatencyTable
+from lepto.compiler.metrics import cosines
 from lepto.compiler.model import OnnxModel
+from lepto.compiler.source import open_source
 from lepto.compiler.split import split_development
+from lepto.compiler.verify import logits_in_batches
 from lepto.compiler.workers import Workers, cluster, run_all
-from lepto.runtime import Session, TextClassifier
+from lepto.runtime import Session, TextClassifier, TextEmbedder
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.verify import verify_package
 
-from .conftest import Lepto, Toy, toy_rows
+from .conftest import Lepto, Toy, toy_rows, write_csv
+from .models_vectors import bert
 
 
 @pytest.fixture(autouse=True)
@@ -336,3 +340,28 @@ def test_what_a_task_raises_is_told_and_the_others_end() -> None:
 def test_workers_that_cannot_be(text: str, toy: Toy) -> None:
     with pytest.raises(ValueError, match="number of workers like 2, or a Ray cluster"):
         recipe(toy, workers=text)
+
+
+def test_a_sentence_encoder_gets_a_smaller_one_that_gives_its_vectors(
+    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None
+) -> None:
+    folder = bert(tmp_path / "encoder")
+    more = write_csv(tmp_path / "more.csv", [(f"{text} today", "") for text, _ in toy_rows()[60:90]])
+    package = compile_model(
+        recipe(toy, model=folder, max_drop="15%", search_budget="10m", unlabelled=more), tmp_path / "out"
+    )
+    found = package.manifest.environment["search"]
+    assert found["reference"] == pytest.approx(1.0, abs=1e-6)  # no vector is right but its own
+    assert found["unlabelled_samples"] == 30
+    assert package.manifest.result.bytes < package.manifest.source.bytes
+    result = package.manifest.result.metric
+    assert result is not None
+    assert result.name == "cosine"
+    assert 0.85 <= result.value < 1.0
+    texts = [text for text, _ in toy_rows()[:60]]
+    vectors, wanted = TextEmbedder(package).embed(texts), logits_in_batches(
+        open_source(str(folder)).runner(1), Samples(tuple(texts), np.zeros((60, 0), np.float32), ""),
+        open_source(str(folder)).text, lambda _: None,
+    )  # fmt: skip
+    assert float(cosines(vectors, wanted).mean()) == pytest.approx(result.value, abs=1e-4)
+    assert all(check.ok for check in verify_package(package))
