@@ -61,7 +61,7 @@ class TextClient:
     def __init__(self, url: str, name: str, *, protocol: Protocol = "http", timeout_s: float = 30.0) -> None:
         self._api = _Api(url, name, protocol, timeout_s, asynchronous=False)
         self._client = self._api.connect()
-        self._labels: tuple[tuple[str, ...] | None] | None = None
+        self._config: Mapping[str, Any] | None = None
 
     def classify(
         self, texts: Sequence[str], *, top: int = 1, batch_size: int = MAX_BATCH_SIZE
@@ -127,18 +127,31 @@ class TextClient:
         return np.concatenate([part[EMBEDDINGS] for part in parts])
 
     def word_labels(self) -> tuple[str, ...] | None:
-        """The labels of a model that labels words, asked for once; None for other models.
+        """The labels of a model that labels words; None for other models.
 
         Raises:
             LeptoError: See :meth:`classify`.
         """
-        if self._labels is None:
+        parameters = self._configuration().get("parameters", {})
+        return tuple(json.loads(parameters[LABELS]["string_value"])) if LABELS in parameters else None
+
+    def gives_vectors(self) -> bool:
+        """Whether :meth:`embed` is what the model is asked by.
+
+        Raises:
+            LeptoError: See :meth:`classify`.
+        """
+        return any(output["name"] == EMBEDDINGS for output in self._configuration().get("output", []))
+
+    def _configuration(self) -> Mapping[str, Any]:
+        """The model's configuration, asked for once; over gRPC it lies one level deeper."""
+        if self._config is None:
             try:
                 config = self._client.get_model_config(self._api.name, **self._api.index_options())
             except Exception as error:
                 raise self._explain(error) from error
-            self._labels = (_word_labels(config),)
-        return self._labels[0]
+            self._config = config.get("config", config)
+        return self._config
 
     def _ask(self, request: dict[str, Any]) -> Any:
         try:
@@ -369,12 +382,6 @@ def _batches(texts: Sequence[str], top: int, batch_size: int) -> list[Sequence[s
     if not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise ValueError(f"batch_size must be in [1, {MAX_BATCH_SIZE}], got {batch_size}")
     return [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-
-
-def _word_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The labels in an ensemble's configuration; over gRPC it lies one level deeper."""
-    parameters = config.get("config", config).get("parameters", {})
-    return tuple(json.loads(parameters[LABELS]["string_value"])) if LABELS in parameters else None
 
 
 def _tags(text: str, spans: NDArray[Any], scores: NDArray[Any], labels: Sequence[str]) -> list[Tag]:

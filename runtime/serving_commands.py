@@ -18,6 +18,9 @@ from rich.markup import escape
 from lepto.runtime.console import Output
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from lepto.runtime.tagging import Tag
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout; the rest goes to stderr.")]
@@ -203,6 +206,8 @@ def infer(
 ) -> None:
     """Send texts to a published model and print the labels; where words have labels, each word with its own.
 
+    A sentence encoder's vectors are in the result of --json; for people, how alike each text is to the first.
+
     Example:
         lepto infer intents "where is my parcel?" --top 3
     """
@@ -214,6 +219,9 @@ def infer(
     with TextClient(url, name, protocol=protocol.value, timeout_s=timeout_s) as client:
         if client.word_labels() is not None:
             _show_tags(output, name, url, texts, client.tag(texts))
+            return
+        if client.gives_vectors():
+            _show_vectors(output, name, url, texts, client.embed(texts))
             return
         answers = client.classify(texts, top=top)
     for text, predictions in zip(texts, answers, strict=True):
@@ -238,6 +246,18 @@ def _show_tags(output: Output, name: str, url: str, texts: list[str], answers: l
     found = [
         {"text": text, "words": [asdict(one) for one in words]} for text, words in zip(texts, answers, strict=True)
     ]
+    output.result({"name": name, "url": url, "answers": found})
+
+
+def _show_vectors(output: Output, name: str, url: str, texts: list[str], vectors: NDArray[np.float32]) -> None:
+    import numpy as np
+
+    lengths = np.linalg.norm(vectors, axis=1)
+    alike = (vectors @ vectors[0]) / np.maximum(lengths * lengths[0], 1e-12)
+    for row, text in enumerate(texts):
+        beside = f", cosine to the first [bold]{alike[row]:.4f}[/]" if row else ""
+        output.print(f"{escape(text)} → {vectors.shape[1]} values, length {lengths[row]:.4f}{beside}")
+    found = [{"text": text, "vector": vector} for text, vector in zip(texts, vectors.tolist(), strict=True)]
     output.result({"name": name, "url": url, "answers": found})
 
 

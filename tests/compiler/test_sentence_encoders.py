@@ -23,8 +23,11 @@ from lepto.compiler.training.first_row import first_row_only
 from lepto.compiler.training.lesson import own_answers
 from lepto.compiler.training.losses import direction_distance
 from lepto.runtime import TextEmbedder
+from lepto.runtime.client import TextClient
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import FEATURE_EXTRACTION
+from lepto.runtime.repository import publish
+from lepto.runtime.server import Server
 from lepto.runtime.verify import verify_package
 
 from .conftest import Lepto, Toy, toy_rows
@@ -161,3 +164,23 @@ def test_passes_by_name_prune_and_teach_it(tmp_path: Path, own_cache: Path, toy:
     assert ran.code == 0, ran.err
     found, wanted = TextEmbedder(tmp_path / "out").embed(TEXTS), pooled(folder, "mean", TEXTS).numpy()
     assert float((found * wanted).sum(1).mean()) > 0.8
+
+
+def test_served_vectors_are_the_packages_own(tmp_path: Path, cache_folder: Path, toy: Toy, lepto: Lepto) -> None:
+    pytest.importorskip("pytriton", reason="needs the tritonserver wheel: pip install 'lepto[server]'")
+    folder = bert(tmp_path / "encoder")
+    package = compile_model(Recipe(model=str(folder), passes="fuse", eval=str(toy.eval), threads=1), tmp_path / "out")
+    publish(package, tmp_path / "repository", name="vectors")
+    own = TextEmbedder(package).embed(TEXTS[:5])
+    with Server(tmp_path / "repository", http_port=0, grpc_port=0, metrics_port=0, grace_s=3) as running:
+        for protocol, url in (("http", running.http_url), ("grpc", running.grpc_url)):
+            with TextClient(url, "vectors", protocol=protocol) as client:  # type: ignore[arg-type]  # one of the two
+                assert client.gives_vectors()
+                np.testing.assert_allclose(client.embed(TEXTS[:5]), own, atol=1e-6)
+        ran = lepto("infer", "vectors", *TEXTS[:2], "--url", running.http_url)
+        assert ran.code == 0, ran.err
+        assert f"32 values, length 1.0000, cosine to the first {float(own[0] @ own[1]):.4f}" in " ".join(
+            ran.out.split()
+        )
+        ran = lepto("infer", "vectors", TEXTS[0], "--url", running.http_url, "--json")
+        np.testing.assert_allclose(json.loads(ran.out)["answers"][0]["vector"], own[0], atol=1e-6)
