@@ -95,16 +95,10 @@ class TextClient:
             ValueError: ``batch_size`` is out of range.
             LeptoError: See :meth:`classify`; or the model labels no words.
         """
-        labels = self.word_labels()
-        if labels is None:
-            raise LeptoError(f"{self._api.name!r} gives one answer for each text, not for its words: use classify")
+        labels = self._api.needed(self.word_labels())
         answers: list[list[Tag]] = []
         for part in _batches(texts, 1, batch_size):
-            arrays = self._api.arrays(self._ask(self._api.strings(part)))
-            answers += [
-                _tags(text, spans, scores, labels)
-                for text, spans, scores in zip(part, arrays[SPANS_OUTPUT], arrays[SCORES_OUTPUT], strict=True)
-            ]
+            answers += self._api.tagged(part, self._ask(self._api.strings(part)), labels)
         return answers
 
     def embed(self, texts: Sequence[str], *, batch_size: int = MAX_BATCH_SIZE) -> NDArray[Any]:
@@ -119,12 +113,7 @@ class TextClient:
             ValueError: There is no text, or ``batch_size`` is out of range.
             LeptoError: See :meth:`classify`; or the model gives no vectors.
         """
-        parts = [self._api.arrays(self._ask(self._api.strings(part))) for part in _batches(texts, 1, batch_size)]
-        if not parts:
-            raise ValueError("texts must have at least one text, got none")
-        if EMBEDDINGS not in parts[0]:
-            raise LeptoError(f"{self._api.name!r} gives {', '.join(parts[0])}, no {EMBEDDINGS}: use classify or infer")
-        return np.concatenate([part[EMBEDDINGS] for part in parts])
+        return self._api.vectors([self._ask(self._api.strings(part)) for part in _batches(texts, 1, batch_size)])
 
     def word_labels(self) -> tuple[str, ...] | None:
         """The labels of a model that labels words; None for other models.
@@ -132,8 +121,7 @@ class TextClient:
         Raises:
             LeptoError: See :meth:`classify`.
         """
-        parameters = self._configuration().get("parameters", {})
-        return tuple(json.loads(parameters[LABELS]["string_value"])) if LABELS in parameters else None
+        return _word_labels(self._configuration())
 
     def gives_vectors(self) -> bool:
         """Whether :meth:`embed` is what the model is asked by.
@@ -208,6 +196,7 @@ class AsyncTextClient:
     def __init__(self, url: str, name: str, *, protocol: Protocol = "http", timeout_s: float = 30.0) -> None:
         self._api = _Api(url, name, protocol, timeout_s, asynchronous=True)
         self._client: Any = None
+        self._config: Mapping[str, Any] | None = None
 
     async def classify(
         self, texts: Sequence[str], *, top: int = 1, batch_size: int = MAX_BATCH_SIZE
@@ -215,19 +204,42 @@ class AsyncTextClient:
         """See :meth:`TextClient.classify`."""
         answers: list[list[Prediction]] = []
         for part in _batches(texts, top, batch_size):
-            request = self._api.classification(part, top)
+            answers += self._api.predictions(await self._ask(self._api.classification(part, top)), len(part))
+        return answers
+
+    async def tag(self, texts: Sequence[str], *, batch_size: int = MAX_BATCH_SIZE) -> list[list[Tag]]:
+        """See :meth:`TextClient.tag`."""
+        labels = self._api.needed(await self.word_labels())
+        answers: list[list[Tag]] = []
+        for part in _batches(texts, 1, batch_size):
+            answers += self._api.tagged(part, await self._ask(self._api.strings(part)), labels)
+        return answers
+
+    async def embed(self, texts: Sequence[str], *, batch_size: int = MAX_BATCH_SIZE) -> NDArray[Any]:
+        """See :meth:`TextClient.embed`."""
+        return self._api.vectors([await self._ask(self._api.strings(part)) for part in _batches(texts, 1, batch_size)])
+
+    async def word_labels(self) -> tuple[str, ...] | None:
+        """See :meth:`TextClient.word_labels`."""
+        if self._config is None:
             try:
-                try:
-                    result = await self._connected().infer(**request)
-                except InferenceServerException as error:
-                    if not self._api.changing(error):
-                        raise
-                    await asyncio.sleep(VERSION_CHANGE_S)  # see TextClient
-                    result = await self._connected().infer(**request)
+                config = await self._connected().get_model_config(self._api.name, **self._api.index_options())
             except Exception as error:
                 raise await self._explain(error) from error
-            answers += self._api.predictions(result, len(part))
-        return answers
+            self._config = config.get("config", config)
+        return _word_labels(self._config)
+
+    async def _ask(self, request: dict[str, Any]) -> Any:
+        try:
+            try:
+                return await self._connected().infer(**request)
+            except InferenceServerException as error:
+                if not self._api.changing(error):
+                    raise
+                await asyncio.sleep(VERSION_CHANGE_S)  # see TextClient
+                return await self._connected().infer(**request)
+        except Exception as error:
+            raise await self._explain(error) from error
 
     async def infer(self, inputs: Mapping[str, NDArray[Any]], *, model: str | None = None) -> Arrays:
         """See :meth:`TextClient.infer`."""
@@ -318,6 +330,26 @@ class _Api:
         rows = result.as_numpy(SCORES_OUTPUT).reshape(count, -1)
         return [[_prediction(entry) for entry in row] for row in rows]
 
+    def needed(self, labels: tuple[str, ...] | None) -> tuple[str, ...]:
+        if labels is None:
+            raise LeptoError(f"{self.name!r} gives one answer for each text, not for its words: use classify")
+        return labels
+
+    def tagged(self, texts: Sequence[str], result: Any, labels: Sequence[str]) -> list[list[Tag]]:
+        arrays = self.arrays(result)
+        return [
+            _tags(text, spans, scores, labels)
+            for text, spans, scores in zip(texts, arrays[SPANS_OUTPUT], arrays[SCORES_OUTPUT], strict=True)
+        ]
+
+    def vectors(self, results: Sequence[Any]) -> NDArray[Any]:
+        parts = [self.arrays(result) for result in results]
+        if not parts:
+            raise ValueError("texts must have at least one text, got none")
+        if EMBEDDINGS not in parts[0]:
+            raise LeptoError(f"{self.name!r} gives {', '.join(parts[0])}, no {EMBEDDINGS}: use classify or infer")
+        return np.concatenate([part[EMBEDDINGS] for part in parts])
+
     def arrays(self, result: Any) -> Arrays:
         response = result.get_response()
         outputs = response["outputs"] if isinstance(response, Mapping) else response.outputs
@@ -382,6 +414,12 @@ def _batches(texts: Sequence[str], top: int, batch_size: int) -> list[Sequence[s
     if not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise ValueError(f"batch_size must be in [1, {MAX_BATCH_SIZE}], got {batch_size}")
     return [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+
+
+def _word_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The labels of words in a model's configuration."""
+    parameters = config.get("parameters", {})
+    return tuple(json.loads(parameters[LABELS]["string_value"])) if LABELS in parameters else None
 
 
 def _tags(text: str, spans: NDArray[Any], scores: NDArray[Any], labels: Sequence[str]) -> list[Tag]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from lepto.compiler.training.first_row import first_row_only
 from lepto.compiler.training.lesson import own_answers
 from lepto.compiler.training.losses import direction_distance
 from lepto.runtime import TextEmbedder
-from lepto.runtime.client import TextClient
+from lepto.runtime.client import AsyncTextClient, TextClient
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import FEATURE_EXTRACTION
 from lepto.runtime.repository import publish
@@ -172,11 +173,19 @@ def test_served_vectors_are_the_packages_own(tmp_path: Path, cache_folder: Path,
     package = compile_model(Recipe(model=str(folder), passes="fuse", eval=str(toy.eval), threads=1), tmp_path / "out")
     publish(package, tmp_path / "repository", name="vectors")
     own = TextEmbedder(package).embed(TEXTS[:5])
+
+    async def ask(url: str, protocol: Any) -> Any:
+        async with AsyncTextClient(url, "vectors", protocol=protocol) as client:
+            with pytest.raises(LeptoError, match="one answer for each text, not for its words: use classify"):
+                await client.tag(TEXTS[:1])
+            return await client.embed(TEXTS[:5], batch_size=3)
+
     with Server(tmp_path / "repository", http_port=0, grpc_port=0, metrics_port=0, grace_s=3) as running:
         for protocol, url in (("http", running.http_url), ("grpc", running.grpc_url)):
             with TextClient(url, "vectors", protocol=protocol) as client:  # type: ignore[arg-type]  # one of the two
                 assert client.gives_vectors()
-                np.testing.assert_allclose(client.embed(TEXTS[:5]), own, atol=1e-6)
+                np.testing.assert_allclose(client.embed(TEXTS[:5], batch_size=3), own, atol=1e-6)
+            np.testing.assert_allclose(asyncio.run(ask(url, protocol)), own, atol=1e-6)
         ran = lepto("infer", "vectors", *TEXTS[:2], "--url", running.http_url)
         assert ran.code == 0, ran.err
         assert f"32 values, length 1.0000, cosine to the first {float(own[0] @ own[1]):.4f}" in " ".join(
