@@ -170,10 +170,13 @@ def margin(allowed: float, samples: int, *, clean: bool, strict: bool, decided: 
         samples: Development samples.
         clean: Whether the source has not seen them.
         strict: Whether a bound must keep the drop.
-        decided: Whether a sample is either right or wrong; vectors are near or far, and a few hundred say how near.
+        decided: Whether a sample is either right or wrong. Vectors are near or far, which a few hundred samples say to
+            a thousandth, and none is right but the source's.
     """
+    if not decided:
+        return 0.1 * allowed
     share = 1.0 if strict else 0.25 if clean else 0.5
-    return max(share * allowed, 0.5 * math.sqrt(_CHANGED / samples) if decided else 0.0)
+    return max(share * allowed, 0.5 * math.sqrt(_CHANGED / samples))
 
 
 _CHANGED = 0.05

@@ -96,6 +96,7 @@ def test_the_margin_is_a_share_of_the_drop_and_grows_where_samples_are_few() -> 
     assert margin(0.01, 10_000, clean=True, strict=True) == pytest.approx(0.01)
     assert margin(0.01, 125, clean=True, strict=False) == pytest.approx(0.01)  # half of sqrt(0.05 / 125)
     assert margin(0.01, 20, clean=False, strict=False) == pytest.approx(0.025)
+    assert margin(0.05, 20, clean=True, strict=True, decided=False) == pytest.approx(0.005)  # vectors
 
 
 def test_larger_shapes_begin_where_the_candidates_end() -> None:
