@@ -343,8 +343,9 @@ def test_workers_that_cannot_be(text: str, toy: Toy) -> None:
 
 
 def test_a_sentence_encoder_gets_a_smaller_one_that_gives_its_vectors(
-    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None
+    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(halving, "RUNGS", halving.RUNGS[:2])
     folder = bert(tmp_path / "encoder")
     more = write_csv(tmp_path / "more.csv", [(f"{text} today", "") for text, _ in toy_rows()[60:90]])
     package = compile_model(

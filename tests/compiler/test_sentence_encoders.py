@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 from lepto.compiler import Recipe, compile_model
-from lepto.compiler.data import load_samples
+from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.encoder import Encoder
 from lepto.compiler.importance import measure_importance
 from lepto.compiler.sensitivity import direction_loss
@@ -23,6 +23,7 @@ from lepto.compiler.source import open_source
 from lepto.compiler.training.first_row import first_row_only
 from lepto.compiler.training.lesson import own_answers
 from lepto.compiler.training.losses import direction_distance
+from lepto.compiler.verify import logits_in_batches
 from lepto.runtime import TextEmbedder
 from lepto.runtime.client import AsyncTextClient, TextClient
 from lepto.runtime.errors import LeptoError
@@ -49,14 +50,20 @@ def pooled(folder: Path, mode: str, texts: list[str]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("mode", "pooling"), [("mean", MEAN), ("cls", CLS), ("max", MAX)])
-def test_the_package_pools_as_the_folder_says(
-    tmp_path: Path, cache_folder: Path, toy: Toy, mode: str, pooling: dict[str, Any]
-) -> None:
-    folder = bert(tmp_path / "encoder", pooling)
+def test_tokens_are_pooled_as_the_folder_says(tmp_path: Path, mode: str, pooling: dict[str, Any]) -> None:
+    folder = distilbert(tmp_path / "encoder", pooling)
+    source = open_source(str(folder))
+    samples = Samples(tuple(TEXTS[:8]), np.zeros((8, 0), np.float32), "here")
+    found = logits_in_batches(source.runner(1), samples, source.text, lambda _: None)  # padded, of unlike length
+    np.testing.assert_allclose(found, pooled(folder, mode, TEXTS[:8]).numpy(), atol=1e-5)
+
+
+def test_a_package_gives_the_vectors(tmp_path: Path, cache_folder: Path, toy: Toy) -> None:
+    folder = bert(tmp_path / "encoder")
     recipe = Recipe(model=str(folder), passes="fuse", eval=str(toy.eval), threads=1)
     package = compile_model(recipe, tmp_path / "out")
     assert package.manifest.task == FEATURE_EXTRACTION
-    found, wanted = TextEmbedder(package).embed(TEXTS[:8]), pooled(folder, mode, TEXTS[:8]).numpy()
+    found, wanted = TextEmbedder(package).embed(TEXTS[:8]), pooled(folder, "mean", TEXTS[:8]).numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     np.testing.assert_allclose(TextEmbedder(package).embed(TEXTS[:8], batch_size=8), wanted, atol=1e-5)
     assert package.manifest.result.metric is not None
