@@ -18,6 +18,7 @@ from lepto.compiler.verify import pad
 from lepto.runtime.console import size_text
 from lepto.runtime.evidence import Evidence
 from lepto.runtime.manifest import (
+    FEATURE_EXTRACTION,
     Manifest,
     Metric,
     PassRecord,
@@ -73,6 +74,11 @@ def assemble(
     proto = model.proto()
     output = Path(output)
     environment = dict(environment)
+    stored = _probe(model, subject.text, prepared.recipe.threads, probe, batch_invariant)
+    if tolerance is None:
+        tolerance = _INT8_TOLERANCE if quantized else _FLOAT_TOLERANCE
+        if source.task == FEATURE_EXTRACTION:
+            tolerance = of_size(tolerance, [array for name, array in stored.items() if name.startswith("output/")])
     if bound is not None:
         environment["paired_difference"] = {
             "value": bound.value,
@@ -109,7 +115,7 @@ def assemble(
         inputs=_tensors(proto.graph.input, {t.name for t in proto.graph.initializer}),
         outputs=_tensors(proto.graph.output, set()),
         preprocessing=_preprocessing(subject, proto),
-        tolerance=tolerance or (_INT8_TOLERANCE if quantized else _FLOAT_TOLERANCE),
+        tolerance=tolerance,
         environment=environment,
     )
     return write_package(
@@ -118,12 +124,21 @@ def assemble(
         model=model.data,
         tokenizer=subject.text.tokenizer if subject.text else None,
         labels=source.labels if source.labels and source.task.endswith("classification") else None,
-        probe=_probe(model, subject.text, prepared.recipe.threads, probe, batch_invariant),
+        probe=stored,
         card=card(manifest, bound) + told,
         evidence=evidence,
         force=force,
         extra=extra,
     )
+
+
+def of_size(tolerance: Tolerance, vectors: Sequence[npt.NDArray[Any]]) -> Tolerance:
+    """The same tolerance for vectors: its absolute part, meant for logits, times twice their root mean square.
+
+    A vector of length 1 has values of some 0.05: with the tolerance of logits any other vector would pass for it.
+    """
+    size = max(float(np.sqrt(np.square(each.astype(np.float64)).mean())) for each in vectors)
+    return tolerance.model_copy(update={"atol": min(tolerance.atol, 2 * tolerance.atol * size)})
 
 
 def _tensors(values: Any, initializers: set[str]) -> tuple[Tensor, ...]:

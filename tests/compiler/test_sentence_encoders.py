@@ -18,6 +18,7 @@ from lepto.compiler import Recipe, compile_model
 from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.encoder import Encoder
 from lepto.compiler.importance import measure_importance
+from lepto.compiler.packaging import of_size
 from lepto.compiler.sensitivity import direction_loss
 from lepto.compiler.source import open_source
 from lepto.compiler.training.first_row import first_row_only
@@ -27,10 +28,10 @@ from lepto.compiler.verify import logits_in_batches
 from lepto.runtime import TextEmbedder
 from lepto.runtime.client import AsyncTextClient, TextClient
 from lepto.runtime.errors import LeptoError
-from lepto.runtime.manifest import FEATURE_EXTRACTION
+from lepto.runtime.manifest import FEATURE_EXTRACTION, Tolerance
 from lepto.runtime.repository import publish
 from lepto.runtime.server import Server
-from lepto.runtime.verify import verify_package
+from lepto.runtime.verify import verify_package, within
 
 from .conftest import Lepto, Toy, toy_rows
 from .models_vectors import CLS, MAX, MEAN, bert, distilbert, write_modules
@@ -49,6 +50,19 @@ def pooled(folder: Path, mode: str, texts: list[str]) -> torch.Tensor:
     return functional.normalize(torch.stack(rows), dim=1)
 
 
+def test_a_tolerance_that_other_vectors_do_not_keep() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(16, 384))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    logits = Tolerance(atol=0.25, rtol=0.05)
+    assert within(vectors[::-1], vectors, logits)["ok"]  # any vector of length 1 passes for any other
+    found = of_size(logits, [vectors])
+    assert found.atol == pytest.approx(0.5 / 384**0.5)
+    assert not within(vectors[::-1], vectors, found)["ok"]
+    assert within(vectors + rng.normal(size=vectors.shape, scale=0.005), vectors, found)["ok"]  # a tenth of a value off
+    assert of_size(logits, [100 * vectors]).atol == 0.25
+
+
 @pytest.mark.parametrize(("mode", "pooling"), [("mean", MEAN), ("cls", CLS), ("max", MAX)])
 def test_tokens_are_pooled_as_the_folder_says(tmp_path: Path, mode: str, pooling: dict[str, Any]) -> None:
     folder = distilbert(tmp_path / "encoder", pooling)
@@ -63,6 +77,7 @@ def test_a_package_gives_the_vectors(tmp_path: Path, cache_folder: Path, toy: To
     recipe = Recipe(model=str(folder), passes="fuse", eval=str(toy.eval), threads=1)
     package = compile_model(recipe, tmp_path / "out")
     assert package.manifest.task == FEATURE_EXTRACTION
+    assert package.manifest.tolerance.atol < 1e-3  # for vectors of length 1
     found, wanted = TextEmbedder(package).embed(TEXTS[:8]), pooled(folder, "mean", TEXTS[:8]).numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     np.testing.assert_allclose(TextEmbedder(package).embed(TEXTS[:8], batch_size=8), wanted, atol=1e-5)
