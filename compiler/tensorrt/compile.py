@@ -12,7 +12,7 @@ from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context
 from lepto.compiler.evaluate import Evaluator, agreement, real_feeds
 from lepto.compiler.model import OnnxModel
-from lepto.compiler.packaging import assemble
+from lepto.compiler.packaging import assemble, of_size
 from lepto.compiler.passes.attention import Attention
 from lepto.compiler.passes.tensorrt import Tensorrt
 from lepto.compiler.pipeline import Pipeline, plan
@@ -85,7 +85,9 @@ def compile_for_gpu(
         )
     if candidate is None:
         raise LeptoError(f"{step.name} could not be applied: {pipeline.records[-1].reason}", exit_code=1)
-    tolerance = _TOLERANCES[step.precision]
+    tolerance, (source_logits, _) = _TOLERANCES[step.precision], evaluator.source_logits()
+    if subject.task == FEATURE_EXTRACTION:
+        tolerance = of_size(tolerance, [source_logits])
     profile = profile_of(
         candidate.model,
         context.calibration,
@@ -96,7 +98,6 @@ def compile_for_gpu(
     spec = build_spec(candidate.model, prepared.target, profile, step, tolerance)
     extra = kit_files(spec)
     extra |= _engine(candidate.model, spec, prepared, console, evaluator)
-    source_logits, _ = evaluator.source_logits()
     assert candidate.logits is not None
     bound, verdict = budget.claim(evaluator.outcomes(candidate.logits))
     console.print(verdict)

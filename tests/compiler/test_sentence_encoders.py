@@ -215,3 +215,14 @@ def test_served_vectors_are_the_packages_own(tmp_path: Path, cache_folder: Path,
         )
         ran = lepto("infer", "vectors", TEXTS[0], "--url", running.http_url, "--json")
         np.testing.assert_allclose(json.loads(ran.out)["answers"][0]["vector"], own[0], atol=1e-6)
+
+
+def test_a_kit_for_a_gpu_checks_vectors_by_their_size(tmp_path: Path, cache_folder: Path, toy: Toy) -> None:
+    recipe = Recipe(
+        model=str(bert(tmp_path / "encoder")), train=str(toy.train), eval=str(toy.eval), target="l4", threads=1
+    )
+    package = compile_model(recipe, tmp_path / "out")
+    assert package.manifest.task == FEATURE_EXTRACTION
+    tolerance = package.manifest.tolerance
+    assert tolerance.atol == pytest.approx(2 * 0.05 / 32**0.5)  # fp16: 0.05 for logits; 32 values, length 1
+    assert package.manifest.environment["tensorrt"]["tolerance"]["atol"] == tolerance.atol
