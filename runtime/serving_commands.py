@@ -211,7 +211,8 @@ def infer(
     Example:
         lepto infer intents "where is my parcel?" --top 3
     """
-    from lepto.runtime.client import DEFAULT_URLS, TextClient
+    from lepto.runtime.client import TextClient
+    from lepto.runtime.client_api import DEFAULT_URLS
 
     url = url or DEFAULT_URLS[protocol.value]
     output = Output(as_json=as_json)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lepto.runtime.client import AsyncTextClient, TextClient, _prediction
+from lepto.runtime.client import AsyncTextClient, TextClient
+from lepto.runtime.client_api import prediction_of
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.repository import publish
 from lepto.runtime.server import Server
@@ -120,4 +121,4 @@ def test_callers_mistakes(server: Server) -> None:
 
 
 def test_a_label_may_have_colons() -> None:
-    assert _prediction(b"0.500000:2:time: 10:30") == Prediction(label="time: 10:30", score=0.5, index=2)
+    assert prediction_of(b"0.500000:2:time: 10:30") == Prediction(label="time: 10:30", score=0.5, index=2)
