@@ -92,8 +92,14 @@ def attention_decode(
     block_m = max(16, triton.next_power_of_2(group * queries))
     config = choose_decode(name, head_dim, block_m)
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
-    splits = splits or _splits(q, batch * kv_heads, triton.cdiv(capacity, config.block_n))
+    programs = batch * kv_heads
+    processors = 4 * programs  # interpreted: some splits
+    if q.device.type == "cuda":
+        processors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    splits = splits or max(1, min(MOST_SPLITS, triton.cdiv(capacity, config.block_n), processors // max(programs, 1)))
     whole = splits == 1
+    if whole and programs <= processors and block_table is None and k_scale is None:
+        config = choose_decode(name, head_dim, block_m, few=True)
     partial = None if whole else q.new_empty((batch, kv_heads, splits, block_m, head_dim), dtype=torch.float32)
     partial_lse = None if whole else q.new_empty((batch, kv_heads, splits, block_m), dtype=torch.float32)
     out = torch.empty((batch, queries, heads, head_dim), dtype=q.dtype, device=q.device)
@@ -101,7 +107,7 @@ def attention_decode(
     if not q.numel():
         return (out, lse) if return_lse else out
     scales = [_scale_of(s, k_cache) for s in (k_scale, v_scale)]
-    chained = {"launch_pdl": True} if not whole and name in CHAINED else {}
+    chained = {"launch_pdl": True} if name in CHAINED else {}
     _decode_kernel[(batch * kv_heads * splits,)](
         q, k_cache, v_cache, block_table, lengths, *scales, partial, partial_lse, out, lse,
         *strides(q, 0, 1, 2), *strides(k_cache, 0, 1, 2), *strides(v_cache, 0, 1, 2),
@@ -111,7 +117,7 @@ def attention_decode(
         HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_N=config.block_n, BLOCK_D=padded_head_dim(head_dim),
         PAGED=block_table is not None, SCALED=k_scale is not None, LEFT=window >= 0, SOFTCAP=softcap > 0,
         WIDEN=q.dtype == torch.bfloat16 and interpreted(_decode_kernel), WHOLE=whole, CHAINED=bool(chained),
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        num_warps=config.num_warps, num_stages=config.num_stages, **chained,
     )  # fmt: skip
     if not whole:
         _join_kernel[(batch * heads * queries,)](
@@ -120,13 +126,6 @@ def attention_decode(
             SPLITS=triton.next_power_of_2(splits), CHAINED=bool(chained), **chained,
         )  # fmt: skip
     return (out, lse) if return_lse else out
-
-
-def _splits(q: torch.Tensor, programs: int, blocks: int) -> int:
-    if q.device.type != "cuda":
-        return max(1, min(4, blocks))
-    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    return max(1, min(MOST_SPLITS, blocks, processors // max(programs, 1)))
 
 
 def _scale_of(scale: torch.Tensor | None, cache: torch.Tensor) -> torch.Tensor | None:

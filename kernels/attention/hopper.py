@@ -49,6 +49,24 @@ def _place(tile, blocks, heads, batches, lanes):
 
 
 @gluon.jit
+def _turns(tiles, AHEAD: gl.constexpr):
+    """Rounds in which this program has a tile: all are full but the last."""
+    programs = gl.num_programs(0)
+    last = tiles // programs
+    place = _tile(last, AHEAD) - last * programs
+    return last + gl.minimum(gl.maximum(tiles - last * programs - place, 0), 1)
+
+
+@gluon.jit
+def _tile(turn, AHEAD: gl.constexpr):
+    """This program's tile of a round. Every other round goes backwards: who had the longest has the shortest next."""
+    place = gl.program_id(0)
+    if AHEAD:
+        place += (turn & 1) * (gl.num_programs(0) - 1 - 2 * place)
+    return turn * gl.num_programs(0) + place
+
+
+@gluon.jit
 def _steps(start_m, len_q, len_k, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
     """Blocks of keys of a tile, at least one."""
     seen = len_k
@@ -69,26 +87,27 @@ def _load(
     CAUSAL: gl.constexpr,
     GROUPS: gl.constexpr,
     STAGES: gl.constexpr,
+    AHEAD: gl.constexpr,
 ):
     """The warp that loads."""
+    Q_STAGES: gl.constexpr = 1 + AHEAD
     q_tiles, k_tiles, v_tiles, _ = tiles
     q_full, q_empty, k_full, k_empty, v_full, v_empty, _ = barriers
     blocks, heads, group, batches, lanes, len_q, len_k = sizes
     BLOCK_M: gl.constexpr = GROUPS * GROUP_ROWS
     block = 0  # of keys, counted over all tiles
-    turn = 0
-    for tile in range(gl.program_id(0), blocks * heads * batches, gl.num_programs(0)):
-        block_m, head, batch = _place(tile, blocks, heads, batches, lanes)
+    for turn in range(_turns(blocks * heads * batches, AHEAD)):
+        block_m, head, batch = _place(_tile(turn, AHEAD), blocks, heads, batches, lanes)
         start_m = block_m * BLOCK_M
         at = (_steps(start_m, len_q, len_k, BLOCK_M, BLOCK_N, CAUSAL) - 1) * BLOCK_N
         # The first keys before the queries, whose tiles are read to the end of the tile before; then each block of keys
         # before the values of the block before it: so they are multiplied.
         _load_block(k_tensor, k_tiles, k_full, k_empty, block, batch, head // group, at, STAGES)
         for g in gl.static_range(GROUPS):
-            mbarrier.wait(q_empty.index(g), (turn & 1) ^ 1)
-            mbarrier.expect(q_full.index(g), q_tensor.block_type.nbytes)
-            _load_tile(q_tensor, [batch, head, start_m + GROUP_ROWS * g, 0], q_full.index(g), q_tiles.index(g))
-        turn += 1
+            place = turn % Q_STAGES * GROUPS + g
+            mbarrier.wait(q_empty.index(place), ((turn // Q_STAGES) & 1) ^ 1)
+            mbarrier.expect(q_full.index(place), q_tensor.block_type.nbytes)
+            _load_tile(q_tensor, [batch, head, start_m + GROUP_ROWS * g, 0], q_full.index(place), q_tiles.index(place))
         while at > 0:
             _load_block(k_tensor, k_tiles, k_full, k_empty, block + 1, batch, head // group, at - BLOCK_N, STAGES)
             _load_block(v_tensor, v_tiles, v_full, v_empty, block, batch, head // group, at, STAGES)
@@ -109,18 +128,22 @@ def _load_block(tensor, tiles, full, empty, block, batch, head, at, STAGES: gl.c
 
 @gluon.jit
 def _mask(scores, last, BLOCK_N: gl.constexpr, LAYOUT: gl.constexpr):
-    """Minus infinity for the keys after ``last``, one number or one for each row, counted from the block's first."""
+    """Minus infinity for the keys after ``last``, one number or one for each row, counted from the block's first.
+
+    A thread has keys 2 t, 2 t + 1, 2 t + 8, 2 t + 9, 2 t + 16 and so on of its rows, t being its place among four. Taken
+    apart in this way the first term is one number for each row, and the rest are constants that need no registers.
+    """
     cols = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, LAYOUT))
-    return gl.where(cols[None, :] <= last, scores, float("-inf"))
+    return gl.where((cols & ~6)[None, :] <= last - (cols & 6)[None, :], scores, float("-inf"))
 
 
 @gluon.jit
 def _last(at, first_row, len_q, len_k, CAUSAL: gl.constexpr, LAYOUT: gl.constexpr):
-    """The last key that counts, from the block's first on."""
+    """The last key that counts, from the block's first on; a row past the queries may see too many: nobody reads it."""
     last = len_k - 1 - at
     if CAUSAL:
         rows = first_row + gl.arange(0, GROUP_ROWS, layout=gl.SliceLayout(1, LAYOUT))
-        last = gl.minimum(rows + (len_k - len_q - at), last)[:, None]
+        last = (rows + (len_k - len_q - at))[:, None]
     return last
 
 
@@ -144,6 +167,19 @@ def _await_turn(turns, block, G: gl.constexpr, TURNS: gl.constexpr):
             mbarrier.wait(turns.index(G), (block & 1) ^ 1)
         else:
             mbarrier.wait(turns.index(G), block & 1)
+
+
+@gluon.jit
+def _pass_by(barriers, block, G: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr):
+    """Do nothing with a block of keys and values; the others need this group's turn and its word that it is done."""
+    _, _, k_full, k_empty, v_full, v_empty, turns = barriers
+    mbarrier.wait(k_full.index(block % STAGES), (block // STAGES) & 1)
+    _await_turn(turns, block, G, TURNS)
+    if TURNS:
+        mbarrier.arrive(turns.index((G + 1) % GROUPS), count=1)
+    mbarrier.arrive(k_empty.index(block % STAGES), count=1)
+    mbarrier.wait(v_full.index(block % STAGES), (block // STAGES) & 1)
+    mbarrier.arrive(v_empty.index(block % STAGES), count=1)
 
 
 @gluon.jit
@@ -200,7 +236,10 @@ def _step(
     acc = _add_values(p, acc, tiles, barriers, block - 1, STAGES, BLOCK_N, HEAD_DIM)
     if TURNS:
         mbarrier.arrive(turns.index((G + 1) % GROUPS), count=1)
-    scores, acc = warpgroup_mma_wait(1, deps=(scores, acc))
+    if MASKED and GROUPS > 2:
+        scores, acc = warpgroup_mma_wait(0, deps=(scores, acc))
+    else:
+        scores, acc = warpgroup_mma_wait(1, deps=(scores, acc))
     mbarrier.arrive(k_empty.index(block % STAGES), count=1)
     if MASKED:
         last = _last(at, first_row, len_q, len_k, CAUSAL, S_LAYOUT)
@@ -225,13 +264,16 @@ def _multiply(
     HEAD_DIM: gl.constexpr,
     BLOCK_N: gl.constexpr,
     CAUSAL: gl.constexpr,
+    EVEN: gl.constexpr,
     RAGGED: gl.constexpr,
     GROUPS: gl.constexpr,
     STAGES: gl.constexpr,
     TURNS: gl.constexpr,
+    AHEAD: gl.constexpr,
     LSE: gl.constexpr,
 ):
     """A group of four warps: rows ``[64 G, 64 G + 64)`` of each tile."""
+    Q_STAGES: gl.constexpr = 1 + AHEAD
     q_full, q_empty, k_full, k_empty, _, v_empty, turns = barriers
     blocks, heads, _, batches, lanes, len_q, len_k = sizes
     BLOCK_M: gl.constexpr = GROUPS * GROUP_ROWS
@@ -239,21 +281,30 @@ def _multiply(
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     MASK: gl.constexpr = CAUSAL or RAGGED
-    q = tiles[0].index(G).reshape([GROUP_ROWS, HEAD_DIM])
     out = tiles[3].index(G)
-    dtype: gl.constexpr = q.dtype
+    dtype: gl.constexpr = out.dtype
     block = 0  # of keys, counted over all tiles
-    turn = 0
-    for tile in range(gl.program_id(0), blocks * heads * batches, gl.num_programs(0)):
-        block_m, head, batch = _place(tile, blocks, heads, batches, lanes)
+    for turn in range(_turns(blocks * heads * batches, AHEAD)):
+        block_m, head, batch = _place(_tile(turn, AHEAD), blocks, heads, batches, lanes)
         start_m = block_m * BLOCK_M
         first_row = start_m + GROUP_ROWS * G
         steps = _steps(start_m, len_q, len_k, BLOCK_M, BLOCK_N, CAUSAL)
+        if AHEAD and GROUPS > 1:
+            # The last keys of the tile, which these rows do not see, or all but a step where it has no such rows.
+            own = _steps(first_row, len_q, len_k, GROUP_ROWS, BLOCK_N, CAUSAL)
+            if first_row >= len_q:
+                own = 1
+            for _ in range(steps - own):
+                _pass_by(barriers, block, G, GROUPS, STAGES, TURNS)
+                block += 1
+            steps = own
+        place = turn % Q_STAGES * GROUPS + G
+        q = tiles[0].index(place).reshape([GROUP_ROWS, HEAD_DIM])
         top = gl.full([GROUP_ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
         total = gl.zeros([GROUP_ROWS], gl.float32, gl.SliceLayout(1, S_LAYOUT))
         acc = gl.zeros([GROUP_ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
         # The first keys have no values before them. They are the sequence's last: the only ones that can need a mask.
-        mbarrier.wait(q_full.index(G), turn & 1)
+        mbarrier.wait(q_full.index(place), (turn // Q_STAGES) & 1)
         mbarrier.wait(k_full.index(block % STAGES), (block // STAGES) & 1)
         _await_turn(turns, block, G, TURNS)
         scores = _scores(q, tiles, barriers, block, STAGES, BLOCK_N, S_LAYOUT)
@@ -268,7 +319,7 @@ def _multiply(
         p = gl.convert_layout(weights.to(dtype), P_LAYOUT)
         block += 1
         plain = steps - 1
-        if CAUSAL:
+        if CAUSAL and not EVEN:
             plain = gl.minimum(gl.maximum(first_row + len_k - len_q + 1, 0) // BLOCK_N, plain)
             for _ in range(steps - 1 - plain):
                 at -= BLOCK_N
@@ -283,8 +334,7 @@ def _multiply(
                 G, HEAD_DIM, BLOCK_N, CAUSAL, False, GROUPS, STAGES, TURNS, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
             block += 1
-        mbarrier.arrive(q_empty.index(G), count=1)
-        turn += 1
+        mbarrier.arrive(q_empty.index(place), count=1)
         acc = _add_values(p, acc, tiles, barriers, block - 1, STAGES, BLOCK_N, HEAD_DIM)
         acc = warpgroup_mma_wait(0, deps=(acc,))
         mbarrier.arrive(v_empty.index((block - 1) % STAGES), count=1)
@@ -328,20 +378,23 @@ def _attention_hopper_kernel(
     HEAD_DIM: gl.constexpr,
     BLOCK_N: gl.constexpr,
     CAUSAL: gl.constexpr,
+    EVEN: gl.constexpr,  # the mask's edge crosses one block of keys in 64 rows: nothing but a tile's first step has it
     RAGGED: gl.constexpr,  # S_k is no multiple of BLOCK_N
     GROUPS: gl.constexpr,
     STAGES: gl.constexpr,
     TURNS: gl.constexpr,
+    AHEAD: gl.constexpr,  # queries are fetched a tile ahead, keys that a group does not see passed by
     LSE: gl.constexpr,
 ):
+    Q_STAGES: gl.constexpr = 1 + AHEAD
     dtype: gl.constexpr = q_tensor.dtype
-    q_tiles = gl.allocate_shared_memory(dtype, [GROUPS] + q_tensor.block_type.shape, q_tensor.layout)
+    q_tiles = gl.allocate_shared_memory(dtype, [Q_STAGES * GROUPS] + q_tensor.block_type.shape, q_tensor.layout)
     k_tiles = gl.allocate_shared_memory(dtype, [STAGES] + k_tensor.block_type.shape, k_tensor.layout)
     v_tiles = gl.allocate_shared_memory(dtype, [STAGES] + v_tensor.block_type.shape, v_tensor.layout)
     out_tiles = gl.allocate_shared_memory(dtype, [GROUPS] + out_tensor.block_type.shape, out_tensor.layout)
     tiles = (q_tiles, k_tiles, v_tiles, out_tiles)
     barriers = (
-        _barriers(GROUPS, 1), _barriers(GROUPS, 1), _barriers(STAGES, 1), _barriers(STAGES, GROUPS),
+        _barriers(Q_STAGES * GROUPS, 1), _barriers(Q_STAGES * GROUPS, 1), _barriers(STAGES, 1), _barriers(STAGES, GROUPS),
         _barriers(STAGES, 1), _barriers(STAGES, GROUPS), _barriers(GROUPS, 1),
     )  # fmt: skip
     fence_async_shared()
@@ -351,24 +404,24 @@ def _attention_hopper_kernel(
     if GROUPS == 1:
         gl.warp_specialize([
             (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(0), HEAD_DIM, BLOCK_N,
-                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
-            (_load, (q_tensor, k_tensor, v_tensor, tiles, barriers, sizes, BLOCK_N, CAUSAL, GROUPS, STAGES)),
+                         CAUSAL, EVEN, RAGGED, GROUPS, STAGES, TURNS, AHEAD, LSE)),
+            (_load, (q_tensor, k_tensor, v_tensor, tiles, barriers, sizes, BLOCK_N, CAUSAL, GROUPS, STAGES, AHEAD)),
         ], [1], [24])  # fmt: skip
     elif GROUPS == 2:
         gl.warp_specialize([
             (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(0), HEAD_DIM, BLOCK_N,
-                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
+                         CAUSAL, EVEN, RAGGED, GROUPS, STAGES, TURNS, AHEAD, LSE)),
             (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(1), HEAD_DIM, BLOCK_N,
-                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
-            (_load, (q_tensor, k_tensor, v_tensor, tiles, barriers, sizes, BLOCK_N, CAUSAL, GROUPS, STAGES)),
+                         CAUSAL, EVEN, RAGGED, GROUPS, STAGES, TURNS, AHEAD, LSE)),
+            (_load, (q_tensor, k_tensor, v_tensor, tiles, barriers, sizes, BLOCK_N, CAUSAL, GROUPS, STAGES, AHEAD)),
         ], [4, 1], [240, 24])  # fmt: skip
     else:
         gl.warp_specialize([
             (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(0), HEAD_DIM, BLOCK_N,
-                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
+                         CAUSAL, EVEN, RAGGED, GROUPS, STAGES, TURNS, AHEAD, LSE)),
             (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(1), HEAD_DIM, BLOCK_N,
-                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
+                         CAUSAL, EVEN, RAGGED, GROUPS, STAGES, TURNS, AHEAD, LSE)),
             (_multiply, (out_tensor, lse_ptr, tiles, barriers, sizes, factor, gl.constexpr(2), HEAD_DIM, BLOCK_N,
-                         CAUSAL, RAGGED, GROUPS, STAGES, TURNS, LSE)),
-            (_load, (q_tensor, k_tensor, v_tensor, tiles, barriers, sizes, BLOCK_N, CAUSAL, GROUPS, STAGES)),
+                         CAUSAL, EVEN, RAGGED, GROUPS, STAGES, TURNS, AHEAD, LSE)),
+            (_load, (q_tensor, k_tensor, v_tensor, tiles, barriers, sizes, BLOCK_N, CAUSAL, GROUPS, STAGES, AHEAD)),
         ], [4, 4, 1], [160, 160, 32])  # fmt: skip

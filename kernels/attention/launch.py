@@ -167,10 +167,12 @@ def hopper_arguments(
         "HEAD_DIM": head_dim,
         "BLOCK_N": config.block_n,
         "CAUSAL": causal,
+        "EVEN": causal and config.ahead and not (keys - rows) % 64 and not config.block_n % 64,
         "RAGGED": keys % config.block_n > 0,
         "GROUPS": config.groups,
         "STAGES": config.stages,
         "TURNS": config.turns and config.groups > 1,
+        "AHEAD": config.ahead,
         "LSE": lse is not None,
     }
 

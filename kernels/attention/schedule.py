@@ -43,7 +43,7 @@ def schedule(
     best: tuple[float, Specialized, int] | None = None
     for launch in launches:
         without_rows = launch.groups > 1 and rows <= 64 * (launch.groups - 1)  # the last group's
-        if rows > launch.rows or (causal and not launch.causal) or without_rows:
+        if rows > launch.rows or launch.causal not in (None, causal) or without_rows:
             continue
         places = processors * launch.programs
         if causal:
@@ -75,7 +75,7 @@ def _causal(launch: Specialized, rows: int, keys: int, heads: int, head_dim: int
 
 
 def _busiest(launch: Specialized, rows: int, keys: int, heads: int, lanes: int, places: int) -> float:
-    """Steps of the place that gets most, in the order of `hopper._place`."""
+    """Steps of the place that gets most, in the order of `hopper._tile` and `hopper._place`."""
     blocks = math.ceil(rows / launch.block_m)
     tiles = blocks * heads
     tile = torch.arange(min(tiles, MOST_TILES), device="cpu")
@@ -84,5 +84,5 @@ def _busiest(launch: Specialized, rows: int, keys: int, heads: int, lanes: int, 
     block = blocks - 1 - tile % (blocks * lanes) // here
     seen = ((block + 1) * launch.block_m + keys - rows).clamp(1, keys)
     steps = torch.ceil(seen / launch.block_n) + launch.extra
-    padded = torch.nn.functional.pad(steps, (0, -len(steps) % places))
-    return float(padded.view(-1, places).sum(0).max()) * tiles / len(tile)
+    rounds = torch.nn.functional.pad(steps, (0, -len(steps) % (2 * places))).view(-1, 2, places)
+    return float((rounds[:, 0] + rounds[:, 1].flip(1)).sum(0).max()) * tiles / len(tile)

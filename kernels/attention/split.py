@@ -55,10 +55,11 @@ def _decode_kernel(
     SOFTCAP: tl.constexpr,
     WIDEN: tl.constexpr,
     WHOLE: tl.constexpr,  # one split
-    CHAINED: tl.constexpr,  # the join is launched while this runs
+    CHAINED: tl.constexpr,  # launched while what is before it runs, as is what comes after it
 ):
     if CHAINED:
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()  # the cache may have been written just before
     scale = tl.cast(scale, tl.float32)  # see forward
     softcap = tl.cast(softcap, tl.float32)
     program = tl.program_id(0)
@@ -161,6 +162,7 @@ def _join_kernel(
     CHAINED: tl.constexpr,
 ):
     if CHAINED:  # all that it reads has been written
+        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     program = tl.program_id(0)
     m = program % (group * queries)

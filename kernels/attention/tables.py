@@ -34,7 +34,9 @@ class Specialized:
         programs: That share a multiprocessor.
         step_us: What a step takes, in microseconds, measured; `schedule` compares launches by it.
         extra: What else a tile takes, in steps.
-        causal: It may run with the causal mask; three groups would spill there.
+        ahead: Queries are fetched a tile ahead, and keys that a group does not see are passed by. Three groups without
+            a mask were 3 % slower so on an H200; what holds them back is not known.
+        causal: With the causal mask only, without it only, or None: both.
         rows: The most query rows that it is for.
     """
 
@@ -45,7 +47,8 @@ class Specialized:
     programs: int = 1
     step_us: float = 1.0
     extra: float = 1.0
-    causal: bool = True
+    causal: bool | None = None
+    ahead: bool = True
     rows: int = 1 << 31
 
     @property
@@ -86,7 +89,9 @@ class Architecture:
         tiny: For at most 16; empty: as ``short``.
         rich: With a bias, ALiBi or a soft cap, at any length: their addresses and scores want registers of their own.
         decode: For a cache and at most 16 rows, bound by the memory that the cache is read from. ``block_m`` is the
-            least, here and in ``decode_many``.
+            least, here and in ``decode_many`` and ``decode_few``.
+        decode_few: For those where each program has a multiprocessor and a whole sequence to itself: larger blocks keep
+            as much of it on its way. Empty: as ``decode``.
         decode_many: For a cache and more rows, whose sums want registers.
         packed: For packed batches whose longest sequence has more than 128 tokens; empty: as ``long``.
         packed_short: For those up to 128, most of whose sequences are far shorter; empty: as ``short`` or ``long``.
@@ -107,6 +112,7 @@ class Architecture:
     packed: dict[int, Launch] = field(default_factory=dict)
     packed_short: dict[int, Launch] = field(default_factory=dict)
     plugin: dict[int, Launch] = field(default_factory=dict)
+    decode_few: dict[int, Launch] = field(default_factory=dict)
     specialized: dict[int, tuple[Specialized, ...]] = field(default_factory=dict)
 
 
@@ -173,6 +179,7 @@ _HOPPER = (
         rich={32: Launch(64, 32, 8, 3), 64: Launch(64, 64, 8, 3), 128: Launch(64, 32, 8, 2), 256: Launch(64, 16, 8, 3)},
         decode=_DECODE | {128: Launch(16, 64, 4, 4)},
         decode_many=_DECODE,
+        decode_few={64: _DECODE[64], 128: Launch(16, 128, 8, 3)},
         copy=_COPY,
         tiny={64: Launch(16, 16, 1, 1)},
         packed={64: Launch(64, 32, 4, 3)},
@@ -181,13 +188,14 @@ _HOPPER = (
             32: (
                 Specialized(64, 1, 3, turns=False, programs=3, step_us=0.70, extra=2, rows=512),
                 Specialized(128, 2, 3, step_us=0.93),
-                Specialized(128, 3, 3, step_us=1.18, causal=False),
+                Specialized(128, 3, 3, step_us=1.18, causal=False, ahead=False),
             ),
             64: (
-                Specialized(64, 1, 3, turns=False, programs=3, step_us=0.90, extra=2, rows=512),
+                Specialized(64, 1, 2, turns=False, programs=3, step_us=0.90, extra=2, rows=512),
                 Specialized(128, 2, 3, step_us=1.26),
-                Specialized(128, 3, 4, step_us=1.43, causal=False, rows=512),
-                Specialized(128, 3, 3, step_us=1.44, causal=False),
+                Specialized(128, 3, 4, step_us=1.43, causal=False, ahead=False, rows=512),
+                Specialized(128, 3, 3, step_us=1.44, causal=False, ahead=False),
+                Specialized(128, 3, 3, step_us=1.62, causal=True),
             ),
             128: (Specialized(64, 1, 2, turns=False, step_us=0.9, rows=64), Specialized(128, 2, 2, step_us=1.55)),
         },
@@ -288,17 +296,20 @@ def choose(
     return _of(entry.rich if rich else entry.short if rows <= 64 else long, head_dim)
 
 
-def choose_decode(name: str, head_dim: int, rows: int) -> Launch:
+def choose_decode(name: str, head_dim: int, rows: int, *, few: bool = False) -> Launch:
     """The launch of decode.
 
     Args:
         name: As `choose` has it.
         head_dim: D.
         rows: Query rows of one program.
+        few: Each program has a multiprocessor and a whole sequence to itself.
     """
     if name == "interpreter":
         return INTERPRETER
     entry = architecture(name)
+    if few and rows <= 16 and entry.decode_few and head_dim <= max(entry.decode_few):
+        return _of(entry.decode_few, head_dim)
     return _of(entry.decode if rows <= 16 else entry.decode_many, head_dim)
 
 

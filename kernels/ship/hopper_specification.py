@@ -20,6 +20,7 @@ class HopperSpecification:
         entry: Of the table's launches for this head_dim.
         dtype: ``float16`` or ``bfloat16``.
         causal: No query sees a key after its place.
+        even: The mask's edge crosses one block of keys in 64 rows.
         ragged: The number of keys is no multiple of a block.
         lse: Writes the log-sum-exp.
     """
@@ -28,6 +29,7 @@ class HopperSpecification:
     entry: int = 0
     dtype: str = "float16"
     causal: bool = False
+    even: bool = False
     ragged: bool = False
     lse: bool = True
     kernel: str = "attention_hopper"
@@ -42,7 +44,7 @@ class HopperSpecification:
     def name(self) -> str:
         """For people."""
         parts = [self.kernel, f"d{self.head_dim}", f"launch{self.entry}", self.dtype]
-        parts += [flag for flag in ("causal", "ragged", "lse") if getattr(self, flag)]
+        parts += [flag for flag in ("causal", "even", "ragged", "lse") if getattr(self, flag)]
         return "_".join([*parts, self.architecture.replace("_", "")])
 
     @property
@@ -69,10 +71,12 @@ class HopperSpecification:
             "HEAD_DIM": self.head_dim,
             "BLOCK_N": self.launch.block_n,
             "CAUSAL": self.causal,
+            "EVEN": self.even,
             "RAGGED": self.ragged,
             "GROUPS": self.launch.groups,
             "STAGES": self.launch.stages,
             "TURNS": self.launch.turns and self.launch.groups > 1,
+            "AHEAD": self.launch.ahead,
             "LSE": self.lse,
         }
 

@@ -33,6 +33,7 @@ class SmallSpecification:
         softcap: Decode caps the scores.
         smooth: `quantize` takes a mean off.
         whole: Decode has one split, and nothing to join.
+        few: Each of its programs has a multiprocessor to itself.
     """
 
     kernel: str
@@ -46,12 +47,13 @@ class SmallSpecification:
     softcap: bool = False
     smooth: bool = False
     whole: bool = False
+    few: bool = False
 
     @property
     def name(self) -> str:
         """Unique for each variant."""
         parts = [self.kernel, f"d{self.head_dim}", self.dtype, self.cache]
-        parts += [flag for flag in ("paged", "window", "softcap", "smooth", "whole") if getattr(self, flag)]
+        parts += [flag for flag in ("paged", "window", "softcap", "smooth", "whole", "few") if getattr(self, flag)]
         parts += [f"m{self.rows}"] if self.kernel == DECODE else []
         return "_".join([*filter(None, parts), self.architecture.replace("_", "")])
 
@@ -75,7 +77,7 @@ class SmallSpecification:
 
     @property
     def _decode(self) -> Launch:
-        return choose_decode(self.architecture, self.head_dim, self.rows)
+        return choose_decode(self.architecture, self.head_dim, self.rows, few=self.few)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class SmallSpecification:
                 "SOFTCAP": self.softcap,
                 "WIDEN": False,
                 "WHOLE": self.whole,
-                "CHAINED": self._chained and not self.whole,
+                "CHAINED": self._chained,
             },
             JOIN: {
                 "HEAD_DIM": self.head_dim,

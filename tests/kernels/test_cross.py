@@ -21,7 +21,7 @@ QUICK: list[Compilable] = [
     Specification("attention_varlen", "sm_90", 128, causal=True, lse=True),
     Specification("attention_int8", "sm_89", 64),
     SmallSpecification(DECODE, "sm_87", 64, paged=True, cache="int8"),
-    SmallSpecification(DECODE, "sm_90", 128, whole=True),
+    SmallSpecification(DECODE, "sm_90", 128, whole=True, few=True),
     SmallSpecification(JOIN, "sm_90", 128),
     Specification("attention_varlen", "sm_90", 32, short=True),
     Specification("attention", "sm_90", 64, softcap=True, doubles=True),
@@ -38,6 +38,7 @@ SMALL: list[Compilable] = [
     for options in (
         {"window": True},
         {"whole": True},
+        {"whole": True, "few": True},
         {"rows": 64, "dtype": "bfloat16", "softcap": True},
         {"paged": True, "cache": "int8"},
         {"paged": True, "rows": 64, "cache": "float8_e5m2" if architecture in NO_E4M3 else "float8_e4m3fn"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ON_GPU
 from gluon_on_cpu import SOURCE, ProtocolError, run_hopper
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_cross import compile_all, problems
 from tolerance import assert_close, assert_lse_close
@@ -39,6 +39,8 @@ CASES = {
     "two lanes": (torch.float16, 1, 5, 1, 131, 131, Specialized(32, 1, 2), {"causal": True, "lanes": 2}),
     "all lanes": (torch.float16, 2, 3, 1, 131, 131, Specialized(32, 1, 2), {"lanes": 99}),
     "more programs than tiles": (torch.float16, 1, 2, 1, 61, 61, Specialized(32, 1, 2), {"programs": 5}),
+    "no tile ahead": (torch.float16, 1, 5, 1, 331, 200, Specialized(64, 3, 2, ahead=False), {}),
+    "no tile ahead, causal": (torch.float16, 1, 5, 1, 331, 331, Specialized(64, 2, 2, ahead=False), {"causal": True}),
     "a scale": (torch.float16, 1, 1, 1, 61, 61, Specialized(32, 1, 2), {"scale": 0.7}),
 }
 
@@ -74,10 +76,14 @@ def test_as_near_to_float64_as_the_dtype_allows(case, layout):
 @on_cpu
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(1, 3), st.integers(1, 4), st.booleans(), st.integers(1, 4), st.integers(1, 300), st.integers(1, 300))
+@example(3, 2, True, 2, 300, 300)
+@example(3, 3, True, 1, 47, 303)  # a multiple of 64 more keys
+@example(2, 1, True, 1, 300, 44)
 def test_any_lengths_and_any_pipeline(groups, stages, causal, lanes, rows, cols):
     qkv = draw(1, 3, 1, rows, cols)
     lse = torch.full(qkv[0].shape[:3], float("nan"))
-    config = Specialized(32, groups, stages, turns=rows % 2 == 0)
+    block_n = 64 if (cols - rows) % 64 == 0 else 32
+    config = Specialized(block_n, groups, stages, turns=rows % 2 == 0, ahead=cols % 3 > 0)
     out = run_hopper(*qkv, causal=causal, config=config, lse=lse, lanes=lanes, seed=cols)
     assert_near(out, lse, qkv, causal=causal)
 
@@ -132,44 +138,57 @@ def test_a_row_does_not_depend_on_its_batch(order, size):
 
 WAIT = "    acc, weights, total = warpgroup_mma_wait(0, deps=(acc, weights, total))\n"
 V_EMPTY = "    mbarrier.arrive(v_empty.index((block - 1) % STAGES), count=1)\n"
+VALUES = "    values ="
+TURN = "    if TURNS:\n        mbarrier.arrive(turns.index((G + 1) % GROUPS), count=1)\n"
+PASSED_K = "    mbarrier.arrive(k_empty.index(block % STAGES), count=1)\n    mbarrier.wait(v_full"
 V_FULL = "    mbarrier.wait(v_full.index(block % STAGES), (block // STAGES) & 1)\n"
-Q_FULL = "        mbarrier.wait(q_full.index(G), turn & 1)\n"
-Q_EMPTY = "        mbarrier.arrive(q_empty.index(G), count=1)\n"
+Q_FULL = "        mbarrier.wait(q_full.index(place), (turn // Q_STAGES) & 1)\n"
+Q_EMPTY = "        mbarrier.arrive(q_empty.index(place), count=1)\n"
+PASSED = "    mbarrier.wait(v_full.index(block % STAGES), (block // STAGES) & 1)\n    mbarrier.arrive(v_empty"
 FAULTS = {
-    # name: (what to replace in the source, what is said)
+    # name: (what to replace in the source, what is said, keys)
     "values freed before they are added": ({WAIT + V_EMPTY: V_EMPTY + WAIT}, "written while it was read"),
     "queries freed before they are multiplied": (
         {Q_EMPTY: "", Q_FULL: Q_FULL + Q_EMPTY},
         "written while it was read|wrong",
+        32,  # with more keys there is no room for those of a tile so far ahead
     ),
     "keys freed by one group for all": (
         {"(STAGES, GROUPS),\n        _barriers(STAGES, 1)": "(STAGES, 1),\n        _barriers(STAGES, 1)"},
         "arrivals at a barrier|written while it was read|nobody can go on",
     ),
-    "queries of the wrong phase": ({"(turn & 1) ^ 1": "turn & 1"}, r"nobody can go on\n.*q_full.index\(G\)"),
-    "values that have not come": ({V_FULL: ""}, "arrivals at a barrier|written while it was read|nan|nobody can go on"),
+    "queries of the wrong phase": (
+        {"((turn // Q_STAGES) & 1) ^ 1": "(turn // Q_STAGES) & 1"},
+        r"nobody can go on\n.*q_full.index\(place\)",
+    ),
+    "values passed by before they have come": ({PASSED: "    mbarrier.arrive(v_empty"}, "arrivals|read|nobody"),
+    "a step passed by too many": ({"range(steps - own)": "range(steps - own + 1)"}, "nobody can go on|wr"),
+    "a turn that is not passed on": ({TURN + PASSED_K: PASSED_K}, "nobody can go on"),
+    "a last round that is not full is left out": ({"last * programs - place, 0), 1)": "0, 0), 0)"}, "nan"),
+    "values that have not come": ({V_FULL + VALUES: VALUES}, "arrivals at a barrier|written while it was read|nan|nobody can go on"),
     "a phase that ignores the stages": ({"((block // STAGES) & 1) ^ 1)": "(block & 1) ^ 1)"}, "nobody can go on"),
     "half of the bytes": ({"stage), tensor.block_type.nbytes": "stage), tensor.block_type.nbytes // 2"}, "nobody"),
     "the output before the last has left": ({"tma.store_wait(0)  #": "#"}, "written while it was read .*_store_tile"),
     "the output not seen by TMA": ({"        fence_async_shared()\n": ""}, "no fence before the store"),
     "an end before the output has left": ({"    tma.store_wait(0)\n\n\n": "\n\n"}, "ends before what it began"),
-    "one key too many under the mask": ({"(len_k - len_q - at), last)": "(len_k - len_q - at) + 1, last)"}, "wrong"),
+    "one key too many under the mask": ({"(len_k - len_q - at))[": "(len_k - len_q - at) + 1)["}, "wrong"),
 }
 
 
 @on_cpu
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_the_source_is_found(fault):
-    changes, said = FAULTS[fault]
+    changes, said, *keys = FAULTS[fault]
     source = SOURCE
     for old, new in changes.items():
         assert source.count(old) == 1, f"the kernel has changed, and the fault with it: {old}"
         source = source.replace(old, new)
-    qkv = draw(1, 4, 2, 300, 300)
-    right = run_hopper(*qkv, causal=True, config=Specialized(32, 2, 2))
+    qkv = draw(1, 5, 1, 300, *keys or [300])
+    options = {"causal": True, "config": Specialized(32, 2, 4 if keys else 2), "programs": 4}  # 15 tiles
+    right = run_hopper(*qkv, **options)
     with pytest.raises(ProtocolError, match=said):  # noqa: PT012 - a fault need not show in every order
         for seed in range(8):
-            out = run_hopper(*qkv, causal=True, config=Specialized(32, 2, 2), seed=seed, source=source)
+            out = run_hopper(*qkv, **options, seed=seed, source=source)
             if out.isnan().any() or not torch.allclose(out, right, atol=1e-2):
                 raise ProtocolError("nan" if out.isnan().any() else "wrong")
 
@@ -241,7 +260,7 @@ def test_there_is_a_launch_for_any_shape(head_dim, causal):
         for heads in (1, 12, 1536):
             launch, lanes = schedule(TABLE[head_dim], rows, rows, heads, head_dim, 132, causal=causal)
             assert 1 <= lanes <= heads
-            assert launch.causal or not causal
+            assert launch.causal in (None, causal)
             assert launch.groups == 1 or rows > 64 * (launch.groups - 1), "a group without rows"
 
 
@@ -265,7 +284,8 @@ def test_the_estimate_counts_the_steps_of_the_order_that_the_kernel_has():
         here = min(lanes, heads - first)
         block = blocks - 1 - tile % (blocks * lanes) // here
         seen = max(min(keys, (block + 1) * 128 + keys - rows), 1)
-        load[tile % places] += -(-seen // 64) + launch.extra
+        turn, place = divmod(tile, places)
+        load[places - 1 - place if turn % 2 else place] += -(-seen // 64) + launch.extra
     assert _busiest(launch, rows, keys, heads, lanes, places) == max(load)
 
 
@@ -287,8 +307,8 @@ def variants(head_dim: int) -> list[HopperSpecification]:
         HopperSpecification(head_dim, entry, dtype, **options)
         for entry, launch in enumerate(TABLE[head_dim])
         for dtype in ("float16", "bfloat16")
-        for options in ({}, {"ragged": True, "lse": False}, {"causal": True})
-        if launch.causal or not options.get("causal")
+        for options in ({}, {"ragged": True, "lse": False}, {"causal": True}, {"causal": True, "even": True})
+        if launch.causal in (None, options.get("causal", False))
     ]
 
 
