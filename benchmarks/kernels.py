@@ -25,6 +25,8 @@ from lepto.benchmarks.kernels_cases import Unit, case_of, units
 from lepto.benchmarks.kernels_shapes import judge, table
 from lepto.benchmarks.kernels_timing import peaks
 
+VERSIONS = ("torch", "triton", "transformers", "flash-attn", "flash-attn-4", "lepto")
+
 
 def require_gpu() -> None:
     """Say what is missing.
@@ -84,7 +86,7 @@ def document(results: Sequence[dict[str, Any]], peak: dict[str, float]) -> dict[
         "gpu": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda,
         "peak": peak,
-        "versions": {name: _version(name) for name in ("torch", "triton", "transformers", "flash-attn", "lepto")},
+        "versions": {name: _version(name) for name in VERSIONS},
         "python": platform.python_version(),
         "results": list(results),
         "bars": judge(results),
@@ -98,24 +100,26 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="that compile beforehand; 0: none do"
     )
+    kinds = list(dict.fromkeys(unit.kind for unit in units()))
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="of shapes, in the order to measure")
     options = parser.parse_args()
     require_gpu()
     torch.manual_seed(0)
-    every = units()
+    every = sorted((unit for unit in units() if unit.kind in options.kinds), key=lambda u: options.kinds.index(u.kind))
     if options.processes:
         print(f"{len(every)} shapes are compiled in {options.processes} processes", file=sys.stderr)
         compile_beforehand(every, options.processes)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     peak = peaks()
     results: list[dict[str, Any]] = []
     for number, unit in enumerate(every, 1):
         results.append(measure_unit(unit, peak))
         print(table(results[-1:]), flush=True)
         print(f"{number} of {len(every)} shapes", file=sys.stderr)
-    made = document(results, peak)
+        made = document(results, peak)
+        options.output.write_text(json.dumps(made, indent=2) + "\n")  # what is cut off keeps what it has
     for verdict in made["bars"]:
         print(f"{'kept  ' if verdict['kept'] else 'MISSED'} {verdict['what']}: {verdict['ratio']} of {verdict['bar']}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(made, indent=2) + "\n")
     print(f"written to {options.output}", file=sys.stderr)
 
 

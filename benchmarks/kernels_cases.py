@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,10 +131,8 @@ def padded_contenders(
     found |= {f"sdpa {name.lower()}": backend(getattr(SDPBackend, name)) for name in _BACKENDS}
     found["flex"] = _flex(shape, qkv, lengths)
     if lengths is None:
-        flash = _flash_attn()
-        if flash is not None:
-            swapped = [x.transpose(1, 2) for x in qkv]
-            found["flash-attn"] = lambda: flash.flash_attn_func(*swapped, causal=shape.causal).transpose(1, 2)
+        swapped = [x.transpose(1, 2) for x in qkv]
+        found |= {name: _flash(module, swapped, shape.causal) for name, module in _flash_attn().items()}
     return found
 
 
@@ -162,12 +162,33 @@ def _flex(shape: Shape, qkv: list[torch.Tensor], lengths: torch.Tensor | None) -
     return run
 
 
-def _flash_attn() -> Any:
-    try:
-        import flash_attn  # type: ignore[import-not-found,unused-ignore]  # optional
-    except ImportError:
-        return None
-    return flash_attn
+def _flash_attn() -> dict[str, Any]:
+    """The releases of flash-attn that are installed; the fourth lives in the package of the others."""
+    found = {}
+    for name, module in (("flash-attn", "flash_attn"), ("flash-attn 4", "flash_attn.cute")):
+        with contextlib.suppress(ImportError):
+            made = importlib.import_module(module)
+            if hasattr(made, "flash_attn_func"):  # without the others the package is an empty folder
+                found[name] = made
+    return found
+
+
+def _flash(module: Any, swapped: list[torch.Tensor], causal: bool) -> Contender:
+    def run() -> torch.Tensor:
+        return _first(module.flash_attn_func(*swapped, causal=causal)).transpose(1, 2)
+
+    return run
+
+
+def _flash_varlen(module: Any, qkv: list[torch.Tensor], cu: torch.Tensor, longest: int) -> Contender:
+    options = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": longest, "max_seqlen_k": longest}
+    return lambda: _first(module.flash_attn_varlen_func(*qkv, **options))
+
+
+def _first(out: Any) -> torch.Tensor:
+    """The result, where the log-sum-exp may stand beside it."""
+    result: torch.Tensor = out[0] if isinstance(out, tuple) else out
+    return result
 
 
 def padded(shape: Shape) -> Case:
@@ -203,10 +224,8 @@ def packed(distribution: str, batch: int, heads: int, head_dim: int) -> Case:
         return out
 
     runs: dict[str, Contender] = {"lepto varlen": ours}
-    flash = _flash_attn()
-    if flash is not None:
-        longest = shape.length
-        runs["flash-attn varlen"] = lambda: flash.flash_attn_varlen_func(q, k, v, cu, cu, longest, longest)
+    for name, module in _flash_attn().items():
+        runs[f"{name} varlen"] = _flash_varlen(module, [q, k, v], cu, shape.length)
     header = {**_header(shape), "shape": f"{distribution} {_header(shape)['shape']}", "lengths": sizes}
     runs |= padded_contenders(shape, qkv, lengths)
     return Case(header, runs, check, flop=varlen_flop(sizes, heads, head_dim))

@@ -130,8 +130,8 @@ def _load_block(tensor, tiles, full, empty, block, batch, head, at, STAGES: gl.c
 def _mask(scores, last, BLOCK_N: gl.constexpr, LAYOUT: gl.constexpr):
     """Minus infinity for the keys after ``last``, one number or one for each row, counted from the block's first.
 
-    A thread has keys 2 t, 2 t + 1, 2 t + 8, 2 t + 9, 2 t + 16 and so on of its rows, t being its place among four. Taken
-    apart in this way the first term is one number for each row, and the rest are constants that need no registers.
+    A thread has keys 2 t, 2 t + 1, 2 t + 8, 2 t + 9, 2 t + 16 and so on of its rows, t being its place among four.
+    Apart from the first term, which goes to ``last`` and is one number for each row, they are constants: no registers.
     """
     cols = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, LAYOUT))
     return gl.where((cols & ~6)[None, :] <= last - (cols & 6)[None, :], scores, float("-inf"))
@@ -394,8 +394,8 @@ def _attention_hopper_kernel(
     out_tiles = gl.allocate_shared_memory(dtype, [GROUPS] + out_tensor.block_type.shape, out_tensor.layout)
     tiles = (q_tiles, k_tiles, v_tiles, out_tiles)
     barriers = (
-        _barriers(Q_STAGES * GROUPS, 1), _barriers(Q_STAGES * GROUPS, 1), _barriers(STAGES, 1), _barriers(STAGES, GROUPS),
-        _barriers(STAGES, 1), _barriers(STAGES, GROUPS), _barriers(GROUPS, 1),
+        _barriers(Q_STAGES * GROUPS, 1), _barriers(Q_STAGES * GROUPS, 1), _barriers(STAGES, 1),
+        _barriers(STAGES, GROUPS), _barriers(STAGES, 1), _barriers(STAGES, GROUPS), _barriers(GROUPS, 1),
     )  # fmt: skip
     fence_async_shared()
     sizes = (blocks, heads, group, batches, lanes, len_q, len_k)

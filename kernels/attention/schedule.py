@@ -19,6 +19,8 @@ L2_BYTES = 32 << 20
 """Of keys and values, that stay in the cache (50 MB on an H100, 60 MB on an H200, in two halves)."""
 OVER_L2 = 0.055
 """What the first doubling beyond them costs at 1,024 keys of head_dim 64."""
+FEWEST = 4
+"""Heads at a time, where there are as many; fewer were not timed."""
 SURE = 1.03
 """Estimates nearer to each other than this tell nothing."""
 MOST_TILES = 8192
@@ -59,9 +61,9 @@ def schedule(
 
 
 def _causal(launch: Specialized, rows: int, keys: int, heads: int, head_dim: int, places: int) -> tuple[float, int]:
-    """The steps of the busiest place, and the most heads at a time that are as good as the best."""
+    """The steps of the busiest place, and the fewest heads at a time that are as good as the best."""
     found = []
-    lanes = 1
+    lanes = FEWEST
     while True:
         lanes = min(lanes, heads)
         over = OVER_L2 * max(0.0, math.log2(4 * keys * head_dim * lanes / L2_BYTES)) * (head_dim / 64) * (1024 / keys)
@@ -70,8 +72,7 @@ def _causal(launch: Specialized, rows: int, keys: int, heads: int, head_dim: int
             break
         lanes *= 2
     least = min(steps for steps, _ in found)
-    steps, lanes = max((one for one in found if one[0] <= SURE * least), key=lambda one: one[1])
-    return steps, lanes
+    return next(one for one in found if one[0] <= SURE * least)
 
 
 def _busiest(launch: Specialized, rows: int, keys: int, heads: int, lanes: int, places: int) -> float:

@@ -187,12 +187,13 @@ _HOPPER = (
         specialized={
             32: (
                 Specialized(64, 1, 3, turns=False, programs=3, step_us=0.70, extra=2, rows=512),
-                Specialized(128, 2, 3, step_us=0.93),
+                Specialized(128, 2, 3, step_us=0.93, extra=1.1),
                 Specialized(128, 3, 3, step_us=1.18, causal=False, ahead=False),
             ),
             64: (
                 Specialized(64, 1, 2, turns=False, programs=3, step_us=0.90, extra=2, rows=512),
-                Specialized(128, 2, 3, step_us=1.26),
+                Specialized(128, 1, 2, turns=False, programs=2, step_us=1.10, extra=1.3, causal=False, rows=512),
+                Specialized(128, 2, 3, step_us=1.26, extra=1.1),
                 Specialized(128, 3, 4, step_us=1.43, causal=False, ahead=False, rows=512),
                 Specialized(128, 3, 3, step_us=1.44, causal=False, ahead=False),
                 Specialized(128, 3, 3, step_us=1.62, causal=True),

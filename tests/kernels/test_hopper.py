@@ -154,7 +154,7 @@ FAULTS = {
         32,  # with more keys there is no room for those of a tile so far ahead
     ),
     "keys freed by one group for all": (
-        {"(STAGES, GROUPS),\n        _barriers(STAGES, 1)": "(STAGES, 1),\n        _barriers(STAGES, 1)"},
+        {"(STAGES, GROUPS), _barriers(STAGES, 1)": "(STAGES, 1), _barriers(STAGES, 1)"},
         "arrivals at a barrier|written while it was read|nobody can go on",
     ),
     "queries of the wrong phase": (
@@ -165,7 +165,10 @@ FAULTS = {
     "a step passed by too many": ({"range(steps - own)": "range(steps - own + 1)"}, "nobody can go on|wr"),
     "a turn that is not passed on": ({TURN + PASSED_K: PASSED_K}, "nobody can go on"),
     "a last round that is not full is left out": ({"last * programs - place, 0), 1)": "0, 0), 0)"}, "nan"),
-    "values that have not come": ({V_FULL + VALUES: VALUES}, "arrivals at a barrier|written while it was read|nan|nobody can go on"),
+    "values that have not come": (
+        {V_FULL + VALUES: VALUES},
+        "arrivals at a barrier|written while it was read|nan|nobody can go on",
+    ),
     "a phase that ignores the stages": ({"((block // STAGES) & 1) ^ 1)": "(block & 1) ^ 1)"}, "nobody can go on"),
     "half of the bytes": ({"stage), tensor.block_type.nbytes": "stage), tensor.block_type.nbytes // 2"}, "nobody"),
     "the output before the last has left": ({"tma.store_wait(0)  #": "#"}, "written while it was read .*_store_tile"),

@@ -184,6 +184,11 @@ torch.testing.assert_close(loaded(q), Layer()(q))
 """
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, "-X", "faulthandler", "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
