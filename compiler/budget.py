@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lepto.compiler.difference import Difference, difference
@@ -48,6 +49,11 @@ class Budget:
         if found is None or metric.value < self.minimum - 1e-12:
             return f"{metric.name} {metric.value:.4f} is below {self.minimum:.4f} (source {self.metric.value:.4f})"
         return self._verdict(found)
+
+    def would_take(self, metric: Metric) -> str:
+        """The smallest drop that a candidate's point estimate keeps, as ``--max-drop`` takes it; two decimals."""
+        share = (self.metric.value - metric.value) / self.metric.value
+        return f"{math.ceil(share * 10_000 - 1e-9) / 100:g}%"
 
     def claim(self, result: Outcomes) -> tuple[Difference, str]:
         """The paired difference with its 95 % bound, and what may be claimed of it at the level asked for, or 95 %."""

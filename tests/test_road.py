@@ -104,6 +104,8 @@ def test_verify_passes(package: Package) -> None:
 def test_served_answers_are_the_packages_own(
     server: Server, texts: list[str], own: list[tuple[int, float]], protocol: str, rows: int
 ) -> None:
+    every = 3 if rows == 1 else 1  # all of them in batches
+    texts, own = texts[::every], own[::every]
     url = server.http_url if protocol == "http" else server.grpc_url
     answers = []
     with TextClient(url, "banking77", protocol=protocol) as client:

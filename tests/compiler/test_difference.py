@@ -9,6 +9,7 @@ from lepto.compiler.budget import Budget
 from lepto.compiler.difference import difference
 from lepto.compiler.metrics import Outcomes
 from lepto.compiler.proportions import paired_difference
+from lepto.compiler.recipe import allowed_drop
 from lepto.runtime.manifest import Metric
 
 
@@ -110,3 +111,14 @@ def test_outcomes_must_pair_up() -> None:
     other, _ = taggers(21, 0.0)
     with pytest.raises(ValueError, match="f1 of 20 samples and f1 of 21"):
         difference(source, other)
+
+
+def test_the_drop_that_would_take_a_candidate_takes_it() -> None:
+    source = Metric(name="accuracy", value=4326 / 4500, low=0.0, high=1.0, n=4500)
+    for right in (4282, 4281, 4000, 4326):
+        result = source.model_copy(update={"value": right / 4500})
+        text = Budget(source, 0.01).would_take(result)
+        least = float(text.removesuffix("%"))
+        assert Budget(source, allowed_drop(text, source.value)).keeps(result)
+        assert least == 0 or not Budget(source, allowed_drop(f"{least - 0.01:.2f}%", source.value)).keeps(result)
+    assert Budget(source, 0.01).would_take(source.model_copy(update={"value": 4282 / 4500})) == "1.02%"
