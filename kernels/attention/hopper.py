@@ -3,7 +3,8 @@
 One warp loads tiles by TMA; groups of four warps multiply, each for 64 query rows of its own. While a group's values
 are being added, the scores of its next keys are already multiplied and its softmax runs beside them; the groups take
 turns, so that one multiplies while another computes exponentials (FlashAttention-3, arXiv 2407.08608). The grid is as
-large as the GPU, and a program goes on to its next tile while the last one is written.
+large as the GPU, and a program goes on to its next tile while the last one is written; what ``AHEAD`` switches on is
+for tiles that differ in work, as they do under a causal mask.
 
 For dense batches without masks other than the causal one, in-process only: the descriptors of TMA are made by Triton's
 launcher. Triton's interpreter knows no Gluon; the tests run these functions by threads and barriers of their own.
@@ -383,7 +384,7 @@ def _attention_hopper_kernel(
     GROUPS: gl.constexpr,
     STAGES: gl.constexpr,
     TURNS: gl.constexpr,
-    AHEAD: gl.constexpr,  # queries are fetched a tile ahead, keys that a group does not see passed by
+    AHEAD: gl.constexpr,  # queries come a tile ahead, unseen keys are passed by, every other round goes backwards
     LSE: gl.constexpr,
 ):
     Q_STAGES: gl.constexpr = 1 + AHEAD

@@ -34,8 +34,8 @@ class Specialized:
         programs: That share a multiprocessor.
         step_us: What a step takes, in microseconds, measured; `schedule` compares launches by it.
         extra: What else a tile takes, in steps.
-        ahead: Queries are fetched a tile ahead, and keys that a group does not see are passed by. Three groups without
-            a mask were 3 % slower so on an H200; what holds them back is not known.
+        ahead: Queries are fetched a tile ahead, keys that a group does not see are passed by, and every other round of
+            tiles goes backwards. Three groups without a mask were 3 % slower so on an H200; why is not known.
         causal: With the causal mask only, without it only, or None: both.
         rows: The most query rows that it is for.
     """
