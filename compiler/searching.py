@@ -129,10 +129,11 @@ def search(
             f"[yellow]{escape(str(student.shape))}[/yellow] is over the budget on the evaluation data: "
             f"{escape(budget.said(candidate.metric, outcomes))}"
         )
-        if candidate.metric.value < budget.minimum:
+        if candidate.metric.value < budget.minimum and budget.confidence is None:
+            # Another budget is another search: no promise, but how far it was off.
             console.print(
-                f"it runs in {student.cost.p50_ms:.3f} ms: if that is worth it, --max-drop "
-                f"{budget.would_take(candidate.metric)} takes it"
+                f"it runs in {student.cost.p50_ms:.3f} ms; --max-drop {budget.would_take(candidate.metric)} would have "
+                "let it pass"
             )
         break
     console.print("no student keeps the budget: the source itself is compiled")

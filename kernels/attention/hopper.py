@@ -237,7 +237,7 @@ def _step(
     acc = _add_values(p, acc, tiles, barriers, block - 1, STAGES, BLOCK_N, HEAD_DIM)
     if TURNS:
         mbarrier.arrive(turns.index((G + 1) % GROUPS), count=1)
-    if MASKED and GROUPS > 2:
+    if MASKED and GROUPS > 2:  # the weights before must leave their registers: with a mask beside them some would spill
         scores, acc = warpgroup_mma_wait(0, deps=(scores, acc))
     else:
         scores, acc = warpgroup_mma_wait(1, deps=(scores, acc))
