@@ -33,8 +33,6 @@ class Afterwards:
         teaching: The search's.
         cutter: Proposes and cuts.
         base: What is cut.
-        minimum: The lowest development score that is looked for.
-        enough: The one that is safe.
         portion: Epochs of one portion of teaching.
         key: What is to be small.
         latency_ms: The most that the median of one sample may take; None without a limit.
@@ -46,26 +44,30 @@ class Afterwards:
     teaching: Teaching
     cutter: Cutter
     base: Source
-    minimum: float
-    enough: float
     portion: float
     key: Callable[[Cost], float]
     latency_ms: float | None
     size: int | None
     notes: list[str]
 
-    def _good(self, student: Student) -> bool:
-        return student.score >= self.enough - 1e-12
-
     def _needed_s(self, portions: float, student: Student) -> float:
         return portions * self.portion * self.teaching.epoch / self.teaching.rate(student)
 
-    def larger(self) -> list[Student]:
+    def larger(self, taught: Sequence[Student], enough: float | None) -> list[Student]:
         """Where no candidate has become good enough and time is left: larger ones, the cheapest first.
 
-        They keep more of the source, so that they learn at a lower rate, and all they are given at once.
+        They keep more of the source, so that they are taught gently, and all they are given at once.
+
+        Args:
+            taught: All that were.
+            enough: The score that is looked for; None where it is not known, since students still gain with their
+                size: then larger ones are taught as long as each is better than those before.
+
+        Returns:
+            Those that were taught.
         """
-        trials, setting, taught = self.trials, self.trials.setting, list[Student]()
+        trials, setting, larger = self.trials, self.trials.setting, list[Student]()
+        best = max(s.score for s in taught)
         shapes = self.cutter.larger()
         if not shapes:
             return []
@@ -83,15 +85,21 @@ class Afterwards:
                     f"no time is left to teach {student.shape}: {needed_s / 60:.0f} minutes (--search-budget)"
                 )
                 break
-            setting.say(f"none is good enough yet (at least {self.enough:.4f} is looked for): a larger one is taught")
+            setting.say(
+                "students still gain with their size: a larger one is taught"
+                if enough is None
+                else f"none is good enough yet (at least {enough:.4f} is looked for): a larger one is taught"
+            )
             epochs = round(share * LARGER.portions * self.portion, 2)
+            student.gently = True
             trials.teach(self.teaching, student, epochs, len(RUNGS), LARGER.learning_rate)
-            taught.append(student)
-            if self._good(student):
+            larger.append(student)
+            if student.score <= best if enough is None else _reaches(student, enough):
                 break
-        return taught
+            best = max(best, student.score)
+        return larger
 
-    def smaller(self, taught: Sequence[Student]) -> list[Student]:
+    def smaller(self, taught: Sequence[Student], minimum: float, enough: float) -> list[Student]:
         """Where a candidate is good enough and time is left: it is cut further, as long as it stays good enough.
 
         It begins with what it has learned, so that little is lost at each step and soon learned again; one that comes
@@ -99,9 +107,11 @@ class Afterwards:
 
         Args:
             taught: All that were.
+            minimum: The lowest development score that is looked for.
+            enough: The one that is safe.
         """
         trials, setting, found = self.trials, self.trials.setting, list[Student]()
-        good = [s for s in taught if self._good(s)]
+        good = [s for s in taught if _reaches(s, enough)]
         while good and len(found) < MOST_CUTS:
             last = min(good, key=lambda s: self.key(s.cost))
             needed_s = self._needed_s(SMALLER.portions, last)
@@ -119,24 +129,26 @@ class Afterwards:
                 break
             before, now = timed
             now.cost = now.cost.beside(before.cost, last.cost)
-            now.epochs, now.history = last.epochs, [*last.history]
+            now.epochs, now.history, now.gently = last.epochs, [*last.history], last.gently
             if self.key(now.cost) >= self.key(last.cost):
                 self.notes.append(f"{now.shape} is not better than {last.shape}: it is left out")
                 break
             self.notes.append(f"{last.shape} was good enough, and was cut to {now.shape}")
-            setting.say(
-                f"{last.shape} is good enough (at least {self.enough:.4f} is looked for): it is cut to {now.shape}"
-            )
+            setting.say(f"{last.shape} is good enough (at least {enough:.4f} is looked for): it is cut to {now.shape}")
             number = len(RUNGS) + 1 + len(found)
             found.append(now)
             for again in range(2):
                 if again:
                     share = allowed_share(needed_s, setting.spent.left)
-                    if share < ENOUGH or self._good(now) or now.score < self.minimum:
+                    if share < ENOUGH or _reaches(now, enough) or now.score < minimum:
                         break  # the time is up, or it is there, or too far from it
                 epochs = round(share * SMALLER.portions * self.portion, 2)
                 trials.teach(self.teaching, now, epochs, number + again * MOST_CUTS, SMALLER.learning_rate)
-            if not self._good(now):
+            if not _reaches(now, enough):
                 break
             good.append(now)
         return found
+
+
+def _reaches(student: Student, enough: float) -> bool:
+    return student.score >= enough - 1e-12

@@ -155,6 +155,14 @@ class Sizes:
         """L."""
         return len(self.heads)
 
+    def share_of(self, whole: Sizes) -> float:
+        """The share of another encoder's weights that these layers have; embeddings do not count."""
+
+        def weights(sizes: Sizes) -> int:
+            return sizes.width * (4 * sizes.head_dim * sum(sizes.heads) + 2 * sum(sizes.neurons))
+
+        return weights(self) / weights(whole)
+
     def __str__(self) -> str:
         """For people: ``2 layers, 12 heads, 768 neurons, width 384``."""
 

@@ -27,7 +27,7 @@ class Rung:
         promise: The share of the errors after the round before that is expected to stay to the end; from the learning
             curves of a few students, which lie close together.
         slack: How far below the lowest score that is looked for the expected one may lie, in allowed drops.
-        learning_rate: Peak, at a width of 384.
+        learning_rate: Peak, for a small student of width 384; one that is taught gently has less, the more it keeps.
     """
 
     portions: float
@@ -43,7 +43,7 @@ RUNGS = (Rung(1, 12, 1.0, 9.0, 1e-3), Rung(3, 4, 0.75, 1.0, 7e-4), Rung(5, 2, 0.
 LONGER = 2.0
 """How much longer than planned the last round may be, where time is left: a student learns on, more and more slowly."""
 
-LARGER = Rung(3, 1, 1.0, 0.0, 4e-4)
+LARGER = Rung(3, 1, 1.0, 0.0, 7e-4)
 """Where none of them is good enough, how much a larger one is taught."""
 
 SMALLER = Rung(4, 1, 1.0, 0.0, 7e-4)
@@ -64,6 +64,7 @@ class Student:
         score: On the development samples.
         epochs: How long it was taught.
         history: Epochs and score after each round.
+        gently: Whether its learning rate is the lower the more it keeps of the source.
     """
 
     shape: Shape
@@ -72,6 +73,7 @@ class Student:
     score: float = 0.0
     epochs: float = 0.0
     history: list[tuple[float, float]] = field(default_factory=list)
+    gently: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
@@ -235,6 +237,22 @@ def survivors(
     chosen = list({id(s): s for s in (likely, may[0], best, *may)}.values())[: rung.most]
     others = [s for s in sorted(students, key=lambda s: -s.score) if s not in chosen and expected(s) >= bar]
     return [*sorted(chosen, key=lambda s: key(s.cost)), *others[: max(0, min(room, rung.most) - len(chosen))]]
+
+
+def rising(students: Sequence[Student], allowed: Callable[[float], float], rung: Rung) -> bool:
+    """Whether the dearest student is expected to be better than all others by as much as would decide.
+
+    Then students still gain with their size, and the best of them is no measure of what a larger one could reach. By as
+    much as the slack of the round to come: early scores say less.
+
+    Args:
+        students: All that were taught.
+        allowed: From a score to the largest drop.
+        rung: The round to come.
+    """
+    *others, dearest = sorted(students, key=lambda s: s.shape.predicted_ms)
+    expected = [1 - rung.promise * (1 - s.score) for s in (dearest, *others)]
+    return bool(others) and expected[0] - rung.slack * allowed(expected[0]) > max(expected[1:])
 
 
 def within(students: Sequence[Student], latency_ms: float | None, size: int | None) -> tuple[list[Student], str]:

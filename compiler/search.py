@@ -42,6 +42,7 @@ from lepto.compiler.source import Source
 from lepto.compiler.teaching import Teaching
 from lepto.compiler.trials import Score, Trials
 from lepto.compiler.workers import Workers, cluster
+from lepto.runtime.manifest import TOKEN_CLASSIFICATION
 
 _LEAST = 0.05
 """The least part of the plan for a first round."""
@@ -131,6 +132,8 @@ class Search:
         key = key_of(self.objective)
         every = self.trials.measured(base, [(shape, cutter.cut(shape)) for shape in shapes], notes)
         every.sort(key=lambda s: key(s.cost))
+        for student in every:
+            student.gently = self._gently
         students, kept = within(every, self.latency_ms, self.size)
         notes += [kept] if kept else []
         say(f"{len(students)} candidates, from {students[0].shape} to {students[-1].shape}")
@@ -142,7 +145,16 @@ class Search:
         if len(students) < len(taught):
             notes.append(f"only {len(students)} of {len(taught)} candidates are taught: the time is short")
             taught = tuple(students)
+        after = Afterwards(
+            self.trials, teaching, cutter, base, unit / teaching.epoch, key, self.latency_ms, self.size, notes
+        )
+        larger: list[Student] = []
         for number, rung in enumerate(halving.RUNGS):
+            if number and not self.clean and halving.rising(taught, self.allowed, rung):
+                larger = after.larger(taught, None)
+                if larger:
+                    notes.append("students still gained with their size, so that the most accurate is taken")
+                    break
             if number:
                 left_s = spent.left
                 room = max(
@@ -171,19 +183,20 @@ class Search:
                 took += self.trials.teach(teaching, student, epochs, number, rung.learning_rate)
             rate = len(students) * epochs * teaching.epoch / max(took, 1e-3)
             say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
+        taught, every = (*taught, *larger), [*every, *larger]
         reference = self._reference(taught)
         minimum = reference - self.allowed(reference)
         margin = halving.margin(
-            reference - minimum, len(self.dev), clean=self.clean, strict=self.strict, decided=not self.setting.vectors
+            reference - minimum,
+            len(self.dev),
+            clean=self.clean,
+            strict=self.strict or bool(larger),
+            decided=not self.setting.vectors,
         )
-        after = Afterwards(
-            self.trials, teaching, cutter, base, minimum, minimum + margin, unit / teaching.epoch, key,
-            self.latency_ms, self.size, notes,
-        )  # fmt: skip
         if self.clean and max(s.score for s in taught) < minimum + margin - 1e-12:
-            more = after.larger()
+            more = after.larger(taught, minimum + margin)
             taught, every = (*taught, *more), [*every, *more]
-        less = after.smaller(taught)
+        less = after.smaller(taught, minimum, minimum + margin)
         taught, every = (*taught, *less), [*every, *less]
         ranked = halving.ranked(taught, minimum + margin, key)
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
@@ -197,6 +210,15 @@ class Search:
         reference = self.trials.on_dev(self.setting.root)
         return max(1 - rung.promise * (1 - s.score) for s in students) >= reference - self.allowed(reference)
 
+    @property
+    def _gently(self) -> bool:
+        """Whether students keep as much as they can of what they have from the source.
+
+        Not where the best of them is the yardstick: on BANKING77 it is then better than the source itself, and smaller
+        ones that would keep the budget are passed over. For vectors it was not measured.
+        """
+        return self.clean and not self.setting.vectors
+
     def _reference(self, students: Sequence[Student]) -> float:
         """What the budget is counted from: the source where it has not seen the samples, else the best student."""
         return self.trials.on_dev(self.setting.root) if self.clean else max(s.score for s in students)
@@ -206,9 +228,15 @@ class Search:
 
         It is right on nearly all of these, and so has most to lose: of the answers that change on others, many were
         wrong before. On BANKING77 and HWU64 it lost 1.5 to 12 times as much on them as on test data, on CLINC150 0.8.
+
+        A tagger's costs a quarter. It is asked about the very words that its texts have not, names above all: on
+        CoNLL-2003 2,000 tokens besides cost 1.2 points of F1 on the held-out tenth, 1.7 on test data, 12,000 cost 0.3
+        and 0.1.
         """
 
         def allowed(whole: float) -> float:
+            if root.task == TOKEN_CLASSIFICATION:
+                return 0.25 * self.allowed(whole)
             # What the source has not seen it is asked about anyway.
             return 0.5 * self.allowed(self.trials.on_dev(root)) if self.clean else self.allowed(whole)
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lepto.compiler.derived import copy_module, load, save
-from lepto.compiler.encoder import Encoder
+from lepto.compiler.encoder import Encoder, Sizes
 from lepto.compiler.halving import Student
 from lepto.compiler.setting import Say, Setting, Tell
 from lepto.compiler.source import Source
@@ -19,6 +21,27 @@ from lepto.compiler.training.lesson import Lesson
 from lepto.compiler.training.loop import Schedule, train
 from lepto.compiler.training.team import current
 from lepto.compiler.workers import Workers, run_all
+
+_ANEW = 0.25
+"""A student with no more of the source's weights than this learns nearly anew."""
+
+
+def gentleness(student: Sizes, whole: Sizes) -> float:
+    """By how much a student's learning rate is lower than that of a small and narrow one.
+
+    What a student keeps of the source is worth keeping, and a high rate destroys it. Three of six whole layers, taught
+    CLINC150 for three epochs, came to 94.78 % at 4e-4 and to 95.22 % at 2e-4; five, cut to 70 %, to 94.40 % at 1e-3 and
+    to 95.33 % at 2e-4; two learned the same at 2e-4 and 7e-4, and smaller ones need 1e-3. The square of the share goes
+    through these; beyond them nothing was measured.
+
+    Args:
+        student: What was kept.
+        whole: Of what.
+
+    Returns:
+        At most 1, and at least a quarter.
+    """
+    return float(np.clip((_ANEW / student.share_of(whole)) ** 2, 0.25, 1.0))
 
 
 @dataclass(frozen=True)
@@ -98,11 +121,14 @@ class Teaching:
         self, student: Student, epochs: float, number: int, learning_rate: float, say: Say, tell: Tell
     ) -> tuple[dict[str, Any], Callable[[Lesson, Path], None]]:
         """The key of a student's next round, and the work."""
-        encoder = Encoder.of(student.source.module())
-        width = encoder.sizes().width if encoder is not None else 384
+        encoder, whole = Encoder.of(student.source.module()), Encoder.of(self.setting.root.module())
+        if encoder is not None:
+            learning_rate *= (384 / max(encoder.sizes().width, 384)) ** 0.5
+            if student.gently and whole is not None:
+                learning_rate *= gentleness(encoder.sizes(), whole.sizes())
         schedule = Schedule(
             epochs=epochs,
-            learning_rate=learning_rate * (384 / max(width, 384)) ** 0.5,
+            learning_rate=learning_rate,
             train_tables=self.train_tables,
             seed=self.setting.seed + number,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,20 @@ def test_words_that_the_training_texts_have_not_are_kept_as_far_as_they_matter(
     # As many as are needed: where all that is lost may be lost, none.
     same = with_enough_tokens(source, Context(threads=1, seed=0, train=TRAIN), DEV, accuracy, lambda _: lost)
     assert same.kept_tokens == fewest.kept_tokens
+
+
+def test_what_is_no_mean_over_texts_is_asked_about_all_of_them(source: Source, context: Context) -> None:
+    """F1 of some texts says nothing of that of all: a tagger earns nothing where there is nothing to find."""
+    words = dataclasses.replace(DEV, inputs=tuple(tuple(text.split()) for text in DEV.inputs))
+    asked: list[int] = []
+
+    def f1(_: Source, some: Samples) -> float:
+        asked.append(len(some))
+        return (1.0, 0.75, 1.0)[len(asked) - 1]
+
+    base = with_enough_tokens(source, context, words, f1, lambda _: 0.1)
+    assert asked == [len(words)] * 3  # the source, none besides, one besides
+    assert len(base.besides) == 1
 
 
 def test_where_that_is_not_enough_all_are_kept(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from lepto.compiler import (
     teaching,
     trials,
 )
+from lepto.compiler.cache import Cache
 from lepto.compiler.costs import Cost
 from lepto.compiler.cutter import Shape
 from lepto.compiler.data import Samples
@@ -30,6 +32,7 @@ from lepto.compiler.encoder import Sizes
 from lepto.compiler.latency import Curve, LatencyTable
 from lepto.compiler.metrics import cosines
 from lepto.compiler.model import OnnxModel
+from lepto.compiler.setting import Setting
 from lepto.compiler.source import open_source
 from lepto.compiler.split import split_development
 from lepto.compiler.verify import logits_in_batches
@@ -227,6 +230,46 @@ def test_where_no_candidate_is_good_enough_a_larger_one_is_taught(
     taught = [candidate["shape"] for candidate in found["candidates"] if candidate["epochs"]]
     assert len(taught) >= 2
     assert found["winner"] == taught[-1]
+
+
+def test_where_students_still_gain_with_their_size_larger_ones_are_taught_and_the_best_is_taken(
+    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(self: cut_encoder.EncoderCutter, *heads: int) -> Shape:
+        layers = tuple(range(len(heads)))
+        return self._shape(cut_encoder.Selected(layers, heads, (64,) * len(heads), self.sizes.width))
+
+    monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", lambda self: [of(self, 2), of(self, 4)])
+    monkeypatch.setattr(
+        cut_encoder.EncoderCutter,
+        "larger",
+        lambda self: [of(self, 2, 2), of(self, 2, 3), of(self, 2, 4), of(self, 4, 4)],
+    )
+    # One round; then larger ones as long as each is better, though by less than the drop.
+    scores = iter((0.3, 0.8, 0.83, 0.86, 0.85))
+    monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(scores))
+    package = compile_model(recipe(toy), tmp_path / "out")
+    found = package.manifest.environment["search"]
+    taught = [candidate for candidate in found["candidates"] if candidate["epochs"]]
+    assert [candidate["score"] for candidate in taught] == [0.3, 0.8, 0.83, 0.86, 0.85]
+    assert found["winner"] == taught[3]["shape"]  # a cheaper one is within the drop of it, but that shows nothing
+    assert not [*scores]
+
+
+def test_gently_is_at_a_lower_rate(toy: Toy, tmp_path: Path) -> None:
+    root = open_source(str(toy.model))
+    setting = Setting(root, 1, 0, Cache(tmp_path), {}, "here", 60.0)
+    nothing: Any = SimpleNamespace(digest="", beyond=False)
+    lessons = teaching.Teaching(setting, nothing, None)
+    student = halving.Student(Shape("all of it", 1.0, None), root, Cost(1.0, 1.0, 1.0, 1))
+
+    def rate() -> float:
+        key, _ = lessons.round_of(student, 1.0, 0, 1e-3, lambda _: None, lambda *_: None)
+        return float(key["schedule"]["learning_rate"])
+
+    assert rate() == 1e-3
+    student.gently = True
+    assert rate() == pytest.approx(2.5e-4)
 
 
 @pytest.mark.parametrize("name", ["table"])
