@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from lepto.compiler import search
+from lepto.compiler.cache import Cache
 from lepto.compiler.costs import Cost
 from lepto.compiler.cut_encoder import EncoderCutter, encoder_shapes, kept_layers
 from lepto.compiler.cutter import Shape
@@ -38,10 +40,14 @@ from lepto.compiler.latency import Curve, LatencyTable, fit_to_latency
 from lepto.compiler.metrics import Outcomes
 from lepto.compiler.pipeline import Budget
 from lepto.compiler.recipe import make_recipe, milliseconds, number_of_bytes, seconds
+from lepto.compiler.setting import Setting
+from lepto.compiler.source import open_source
 from lepto.compiler.split import split_development
-from lepto.compiler.teaching import gentleness
+from lepto.compiler.teaching import Teaching, gentleness
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.manifest import TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Metric
+
+from .conftest import Toy
 
 TABLE = LatencyTable(Curve((1, 4), (0.1, 0.4)), Curve((64, 256), (0.05, 0.2)), Curve((64, 256), (0.01, 0.04)), 15)
 
@@ -127,12 +133,34 @@ def test_what_keeps_more_of_the_source_is_taught_more_gently() -> None:
     assert gentleness(cut((12,) * 3, (768,) * 3, 192), whole) == 1.0
 
 
+def test_gently_is_at_a_lower_rate(toy: Toy, tmp_path: Path) -> None:
+    root = open_source(str(toy.model))
+    setting = Setting(root, 1, 0, Cache(tmp_path), {}, "here", 60.0)
+    nothing: Any = SimpleNamespace(digest="", beyond=False)
+    lessons = Teaching(setting, nothing, None)
+    student = Student(Shape("all of it", 1.0, None), root, Cost(1.0, 1.0, 1.0, 1))
+
+    def rate() -> float:
+        key, _ = lessons.round_of(student, 1.0, 0, 1e-3, lambda _: None, lambda *_: None)
+        return float(key["schedule"]["learning_rate"])
+
+    assert rate() == 1e-3
+    student.gently = True
+    assert rate() == pytest.approx(2.5e-4)
+
+
 @pytest.mark.parametrize(
     ("scores", "rung", "still"),
     [
         # What students of one to three layers of MiniLM-L6 had, the dearest last; the drop is one percent.
-        ((0.8963, 0.8923, 0.9053, 0.8993, 0.9182, 0.9282, 0.9153, 0.9282), RUNGS[1], False),  # BANKING77
+        (
+            (0.8963, 0.8923, 0.9053, 0.8993, 0.9182, 0.9282, 0.9153, 0.9282),
+            RUNGS[1],
+            False,
+        ),  # BANKING77, a larger vocabulary
         ((0.9232, 0.9342, 0.9352, 0.9372), RUNGS[2], False),
+        ((0.8933, 0.8943, 0.9053, 0.8943, 0.9083, 0.9153), RUNGS[1], False),  # BANKING77, 0.7 and 1.75 epochs
+        ((0.9023, 0.9103, 0.9242, 0.9272), RUNGS[2], False),
         ((0.9194, 0.9155, 0.9244, 0.9194, 0.9332, 0.9411), RUNGS[1], False),  # HWU64
         ((0.9342, 0.9391, 0.9430, 0.9450), RUNGS[2], False),
         ((0.9607, 0.9647, 0.9693, 0.9660, 0.9700, 0.9713), RUNGS[1], False),  # CLINC150

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from lepto.compiler import (
     teaching,
     trials,
 )
-from lepto.compiler.cache import Cache
 from lepto.compiler.costs import Cost
 from lepto.compiler.cutter import Shape
 from lepto.compiler.data import Samples
@@ -32,7 +30,6 @@ from lepto.compiler.encoder import Sizes
 from lepto.compiler.latency import Curve, LatencyTable
 from lepto.compiler.metrics import cosines
 from lepto.compiler.model import OnnxModel
-from lepto.compiler.setting import Setting
 from lepto.compiler.source import open_source
 from lepto.compiler.split import split_development
 from lepto.compiler.verify import logits_in_batches
@@ -254,22 +251,6 @@ def test_where_students_still_gain_with_their_size_larger_ones_are_taught_and_th
     assert [candidate["score"] for candidate in taught] == [0.3, 0.8, 0.83, 0.86, 0.85]
     assert found["winner"] == taught[3]["shape"]  # a cheaper one is within the drop of it, but that shows nothing
     assert not [*scores]
-
-
-def test_gently_is_at_a_lower_rate(toy: Toy, tmp_path: Path) -> None:
-    root = open_source(str(toy.model))
-    setting = Setting(root, 1, 0, Cache(tmp_path), {}, "here", 60.0)
-    nothing: Any = SimpleNamespace(digest="", beyond=False)
-    lessons = teaching.Teaching(setting, nothing, None)
-    student = halving.Student(Shape("all of it", 1.0, None), root, Cost(1.0, 1.0, 1.0, 1))
-
-    def rate() -> float:
-        key, _ = lessons.round_of(student, 1.0, 0, 1e-3, lambda _: None, lambda *_: None)
-        return float(key["schedule"]["learning_rate"])
-
-    assert rate() == 1e-3
-    student.gently = True
-    assert rate() == pytest.approx(2.5e-4)
 
 
 @pytest.mark.parametrize("name", ["table"])
