@@ -23,7 +23,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from lepto.compiler import evaluate
+from lepto.compiler import afterwards, costs, cut_channels, cut_encoder, evaluate, search
 from lepto.runtime import cli
 
 LABELS = ("track order", "cancel order", "get refund")
@@ -231,3 +231,16 @@ def lepto(capsys: pytest.CaptureFixture[str]) -> Lepto:
         return Ran(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few candidates and little teaching: these models learn in seconds."""
+    monkeypatch.setattr(search, "portion", lambda count: min(2 * count, 1000))
+    monkeypatch.setattr(search, "LONGER", 1.0)
+    monkeypatch.setattr(afterwards, "MOST_CUTS", 0)
+    monkeypatch.setattr(cut_encoder, "_SHARES", (1.0,))
+    monkeypatch.setattr(cut_encoder, "_UNIT", 10**6)  # no candidate of half the width
+    monkeypatch.setattr(cut_channels, "_SHARES", (0.5,))
+    monkeypatch.setattr(cut_channels, "_EVEN", (0.5,))
+    monkeypatch.setattr(costs, "_BLOCKS", 3)

@@ -14,8 +14,6 @@ from lepto.compiler import (
     Recipe,
     afterwards,
     compile_model,
-    costs,
-    cut_channels,
     cut_encoder,
     groundwork,
     halving,
@@ -41,18 +39,7 @@ from lepto.runtime.verify import verify_package
 from .conftest import Lepto, Toy, toy_rows, write_csv
 from .models_vectors import bert
 
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few candidates and little teaching: these models learn in seconds."""
-    monkeypatch.setattr(search, "portion", lambda count: min(2 * count, 1000))
-    monkeypatch.setattr(search, "LONGER", 1.0)
-    monkeypatch.setattr(afterwards, "MOST_CUTS", 0)
-    monkeypatch.setattr(cut_encoder, "_SHARES", (1.0,))
-    monkeypatch.setattr(cut_encoder, "_UNIT", 10**6)  # no candidate of half the width
-    monkeypatch.setattr(cut_channels, "_SHARES", (0.5,))
-    monkeypatch.setattr(cut_channels, "_EVEN", (0.5,))
-    monkeypatch.setattr(costs, "_BLOCKS", 3)
+pytestmark = pytest.mark.usefixtures("short_search")
 
 
 @pytest.fixture
