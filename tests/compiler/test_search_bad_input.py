@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from lepto.compiler import halving, teaching
 
 from .conftest import LABELS, Lepto, Toy, toy_rows, write_csv
-from .test_searching import short  # noqa: F401  # short searches here, too
+
+pytestmark = pytest.mark.usefixtures("short_search")
 
 
 def plain(text: str) -> str:

@@ -27,7 +27,8 @@ from lepto.runtime.tagging import Tag
 from lepto.runtime.verify import verify_package
 
 from .conftest import _MIDDLES, LABELS, SIZES, Toy, toy_rows
-from .test_searching import short  # noqa: F401  # a short search
+
+pytestmark = pytest.mark.usefixtures("short_search")
 
 Row = tuple[list[str], list[str]]
 NAMES = ("O", *(f"{kind}-{label.split()[0]}" for label in LABELS for kind in "BI"))
