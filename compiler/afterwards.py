@@ -53,15 +53,17 @@ class Afterwards:
     def _needed_s(self, portions: float, student: Student) -> float:
         return portions * self.portion * self.teaching.epoch / self.teaching.rate(student)
 
-    def larger(self, taught: Sequence[Student], enough: float | None) -> list[Student]:
+    def larger(self, taught: Sequence[Student], enough: float, *, seek: bool = True) -> list[Student]:
         """Where no candidate has become good enough and time is left: larger ones, the cheapest first.
 
         They keep more of the source, so that they are taught gently, and all they are given at once.
 
         Args:
             taught: All that were.
-            enough: The score that is looked for; None where it is not known, since students still gain with their
-                size: then larger ones are taught as long as each is better than those before.
+            enough: The score that is looked for; or the least that the first must have to show that students gain with
+                their size.
+            seek: Whether it is looked for, and the first that has it is the last. Else it is not known what is enough:
+                after the first, larger ones are taught as long as each is better than those before.
 
         Returns:
             Those that were taught.
@@ -86,15 +88,15 @@ class Afterwards:
                 )
                 break
             setting.say(
-                "students still gain with their size: a larger one is taught"
-                if enough is None
-                else f"none is good enough yet (at least {enough:.4f} is looked for): a larger one is taught"
+                f"none is good enough yet (at least {enough:.4f} is looked for): a larger one is taught"
+                if seek
+                else "students still gain with their size: a larger one is taught"
             )
             epochs = round(share * LARGER.portions * self.portion, 2)
             student.gently = True
             trials.teach(self.teaching, student, epochs, len(RUNGS), LARGER.learning_rate)
             larger.append(student)
-            if student.score <= best if enough is None else _reaches(student, enough):
+            if _reaches(student, enough) if seek else student.score <= best or not _reaches(larger[0], enough):
                 break
             best = max(best, student.score)
         return larger

@@ -226,16 +226,14 @@ def survivors(
         Ascending by cost; those of the front first.
     """
 
-    def expected(student: Student) -> float:
-        return 1 - rung.promise * (1 - student.score)
-
     best = max(students, key=lambda s: (s.score, -key(s.cost)))  # of equals the cheapest
-    drop = allowed(expected(best))
-    bar = expected(best) - (1 + rung.slack) * drop
-    may = [s for s in front(students, key) if expected(s) >= bar]
-    likely = next(s for s in may if expected(s) >= expected(best) - drop)
+    reached = expected(best, rung)
+    drop = allowed(reached)
+    bar = reached - (1 + rung.slack) * drop
+    may = [s for s in front(students, key) if expected(s, rung) >= bar]
+    likely = next(s for s in may if expected(s, rung) >= reached - drop)
     chosen = list({id(s): s for s in (likely, may[0], best, *may)}.values())[: rung.most]
-    others = [s for s in sorted(students, key=lambda s: -s.score) if s not in chosen and expected(s) >= bar]
+    others = [s for s in sorted(students, key=lambda s: -s.score) if s not in chosen and expected(s, rung) >= bar]
     return [*sorted(chosen, key=lambda s: key(s.cost)), *others[: max(0, min(room, rung.most) - len(chosen))]]
 
 
@@ -251,8 +249,15 @@ def rising(students: Sequence[Student], allowed: Callable[[float], float], rung:
         rung: The round to come.
     """
     *others, dearest = sorted(students, key=lambda s: s.shape.predicted_ms)
-    expected = [1 - rung.promise * (1 - s.score) for s in (dearest, *others)]
-    return bool(others) and expected[0] - rung.slack * allowed(expected[0]) > max(expected[1:])
+    if not others:
+        return False
+    reached = expected(dearest, rung)
+    return reached - rung.slack * allowed(reached) > max(expected(s, rung) for s in others)
+
+
+def expected(student: Student, rung: Rung) -> float:
+    """What a student is expected to score after the round to come."""
+    return 1 - rung.promise * (1 - student.score)
 
 
 def within(students: Sequence[Student], latency_ms: float | None, size: int | None) -> tuple[list[Student], str]:

@@ -149,12 +149,18 @@ class Search:
             self.trials, teaching, cutter, base, unit / teaching.epoch, key, self.latency_ms, self.size, notes
         )
         larger: list[Student] = []
+        gained = False
         for number, rung in enumerate(halving.RUNGS):
-            if number and not self.clean and halving.rising(taught, self.allowed, rung):
-                larger = after.larger(taught, None)
-                if larger:
+            if number and not self.clean and not larger and halving.rising(taught, self.allowed, rung):
+                # The dearest of them is expected to become so good by itself.
+                reached = halving.expected(max(taught, key=lambda s: s.shape.predicted_ms), rung)
+                larger = after.larger(taught, reached, seek=False)
+                gained = any(s.score >= reached for s in larger)
+                if gained:
                     notes.append("students still gained with their size, so that the most accurate is taken")
                     break
+                if larger:
+                    notes.append(f"{larger[0].shape} gained nothing by its size ({reached:.4f} were expected)")
             if number:
                 left_s = spent.left
                 room = max(
@@ -190,7 +196,7 @@ class Search:
             reference - minimum,
             len(self.dev),
             clean=self.clean,
-            strict=self.strict or bool(larger),
+            strict=self.strict or gained,
             decided=not self.setting.vectors,
         )
         if self.clean and max(s.score for s in taught) < minimum + margin - 1e-12:

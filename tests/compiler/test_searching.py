@@ -216,9 +216,10 @@ def test_where_no_candidate_is_good_enough_a_larger_one_is_taught(
     assert found["winner"] == taught[-1]
 
 
-def test_where_students_still_gain_with_their_size_larger_ones_are_taught_and_the_best_is_taken(
-    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def one_and_two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two candidates, and four larger ones."""
+
     def of(self: cut_encoder.EncoderCutter, *heads: int) -> Shape:
         layers = tuple(range(len(heads)))
         return self._shape(cut_encoder.Selected(layers, heads, (64,) * len(heads), self.sizes.width))
@@ -229,14 +230,45 @@ def test_where_students_still_gain_with_their_size_larger_ones_are_taught_and_th
         "larger",
         lambda self: [of(self, 2, 2), of(self, 2, 3), of(self, 2, 4), of(self, 4, 4)],
     )
-    # One round; then larger ones as long as each is better, though by less than the drop.
-    scores = iter((0.3, 0.8, 0.83, 0.86, 0.85))
+
+
+def test_where_students_still_gain_with_their_size_larger_ones_are_taught_and_the_best_is_taken(
+    toy: Toy,
+    own_cache: Path,
+    tmp_path: Path,
+    known_costs: None,
+    one_and_two_layers: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # One round, after which 0.85 is expected of the second; then larger ones as long as each is better, though by less
+    # than the drop.
+    scores = iter((0.3, 0.8, 0.86, 0.865, 0.863))
     monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(scores))
     package = compile_model(recipe(toy), tmp_path / "out")
     found = package.manifest.environment["search"]
     taught = [candidate for candidate in found["candidates"] if candidate["epochs"]]
-    assert [candidate["score"] for candidate in taught] == [0.3, 0.8, 0.83, 0.86, 0.85]
+    assert [candidate["score"] for candidate in taught] == [0.3, 0.8, 0.86, 0.865, 0.863]
     assert found["winner"] == taught[3]["shape"]  # a cheaper one is within the drop of it, but that shows nothing
+    assert not [*scores]
+
+
+def test_a_larger_one_that_gains_nothing_by_its_size_is_the_last_and_the_rounds_go_on(
+    toy: Toy,
+    own_cache: Path,
+    tmp_path: Path,
+    known_costs: None,
+    one_and_two_layers: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(afterwards, "MOST_CUTS", 0)
+    # It is better than the second had been, but not than 0.85, which the second reaches by itself in two rounds more.
+    scores = iter((0.3, 0.8, 0.84, 0.86, 0.88))
+    monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(scores))
+    package = compile_model(recipe(toy), tmp_path / "out")
+    found = package.manifest.environment["search"]
+    taught = [candidate for candidate in found["candidates"] if candidate["epochs"]]
+    assert [candidate["score"] for candidate in taught] == [0.3, 0.88, 0.84]
+    assert found["winner"] == taught[1]["shape"]
     assert not [*scores]
 
 
