@@ -225,7 +225,6 @@ def survivors(
     Returns:
         Ascending by cost; those of the front first.
     """
-
     best = max(students, key=lambda s: (s.score, -key(s.cost)))  # of equals the cheapest
     reached = expected(best, rung)
     drop = allowed(reached)
