@@ -90,7 +90,7 @@ class Afterwards:
             setting.say(
                 f"none is good enough yet (at least {enough:.4f} is looked for): a larger one is taught"
                 if seek
-                else "students still gain with their size: a larger one is taught"
+                else "students may still gain with their size: a larger one is taught"
             )
             epochs = round(share * LARGER.portions * self.portion, 2)
             student.gently = True

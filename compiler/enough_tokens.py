@@ -71,6 +71,14 @@ def with_enough_tokens(
     )
 
 
+def strange_share(root: Source, train: Samples, samples: Samples) -> float:
+    """The share of samples that have a token which no training text has; 0 for what is no text."""
+    if root.text is None or not isinstance(train.inputs, tuple) or not isinstance(samples.inputs, tuple):
+        return 0.0
+    known = {token for row in tokenize(train.inputs, root.text) for token in row}
+    return float(np.mean([not known.issuperset(row) for row in tokenize(samples.inputs, root.text)]))
+
+
 def _differing(root: Source, trimmed: Source, samples: Samples) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Which samples a trimmed source reads as other tokens."""
     assert root.text is not None

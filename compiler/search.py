@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from lepto.compiler.afterwards import Afterwards
 from lepto.compiler.context import Context
 from lepto.compiler.costs import Cost
 from lepto.compiler.data import Samples
-from lepto.compiler.enough_tokens import with_enough_tokens
+from lepto.compiler.enough_tokens import strange_share, with_enough_tokens
 from lepto.compiler.groundwork import Groundwork
 from lepto.compiler.halving import (
     LONGER,
@@ -46,6 +47,15 @@ from lepto.runtime.manifest import TOKEN_CLASSIFICATION
 
 _LEAST = 0.05
 """The least part of the plan for a first round."""
+
+_STRANGE = 0.2
+"""From this share of the held-out texts with tokens that no training text has, a larger student is tried in any case.
+
+Below it (3 to 18 %: ATIS, BANKING77, CLINC150, HWU64) the scores of students told by themselves whether size pays. At
+22, 38 and 52 % (CoNLL-2003, AG News, TREC) no small one was good enough on test texts, and on the last two three
+layers were no better than two on held-out texts; but on TREC five, cut to half, had 98.53 % after 3.7 epochs, and two
+95.79 % after 17.
+"""
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ class Search:
         larger: list[Student] = []
         gained = False
         for number, rung in enumerate(halving.RUNGS):
-            if number and not self.clean and not larger and halving.rising(taught, self.allowed, rung):
+            if number and not larger and self._size_may_pay(taught, rung):
                 # The dearest of them is expected to become so good by itself.
                 reached = halving.expected(max(taught, key=lambda s: s.shape.predicted_ms), rung)
                 larger = after.larger(taught, reached, seek=False)
@@ -215,6 +225,16 @@ class Search:
             return True  # the best of them is what the others are measured by
         reference = self.trials.on_dev(self.setting.root)
         return max(1 - rung.promise * (1 - s.score) for s in students) >= reference - self.allowed(reference)
+
+    def _size_may_pay(self, students: Sequence[Student], rung: Rung) -> bool:
+        """Whether a larger student is to be tried before the rounds go on: the best of these may be no measure."""
+        if self.clean:
+            return False
+        return halving.rising(students, self.allowed, rung) or self._strange >= _STRANGE
+
+    @cached_property
+    def _strange(self) -> float:
+        return strange_share(self.setting.root, self.train, self.dev)
 
     @property
     def _gently(self) -> bool:

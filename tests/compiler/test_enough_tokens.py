@@ -16,7 +16,7 @@ from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Left
 from lepto.compiler.data import Samples
 from lepto.compiler.derived import load, save
-from lepto.compiler.enough_tokens import with_enough_tokens
+from lepto.compiler.enough_tokens import strange_share, with_enough_tokens
 from lepto.compiler.passes.trim_vocabulary import TrimVocabulary
 from lepto.compiler.source import Source, open_source
 from lepto.compiler.training.augment import near_tokens, replace_by_near
@@ -135,6 +135,17 @@ def test_texts_without_such_words_are_not_asked_about(source: Source, context: C
 
     base = with_enough_tokens(source, context, TRAIN, never, lambda _: 0.0)
     assert base.kept_tokens is not None
+
+
+def test_how_many_texts_have_tokens_that_the_training_texts_have_not(source: Source) -> None:
+    share = np.mean([bool(set(text.split()) & {*RARE}) for text in DEV.inputs])
+    assert 0.1 < share < 0.9
+    assert strange_share(source, TRAIN, DEV) == pytest.approx(share)
+    assert strange_share(source, TRAIN, TRAIN) == 0.0
+    words = dataclasses.replace(DEV, inputs=tuple(tuple(text.split()) for text in DEV.inputs))
+    assert strange_share(source, TRAIN, words) == pytest.approx(share)
+    arrays = dataclasses.replace(DEV, inputs={"x": np.zeros((len(DEV), 2))})
+    assert strange_share(source, arrays, arrays) == 0.0
 
 
 def test_a_student_meets_what_is_kept_besides(source: Source, context: Context, tmp_path: Path) -> None:

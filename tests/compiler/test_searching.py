@@ -272,6 +272,30 @@ def test_a_larger_one_that_gains_nothing_by_its_size_is_the_last_and_the_rounds_
     assert not [*scores]
 
 
+@pytest.mark.parametrize(("share", "tried"), [(0.2, True), (0.19, False)])
+def test_where_many_texts_have_tokens_that_training_has_not_a_larger_one_is_tried_in_any_case(
+    share: float,
+    tried: bool,
+    toy: Toy,
+    own_cache: Path,
+    tmp_path: Path,
+    known_costs: None,
+    one_and_two_layers: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(afterwards, "MOST_CUTS", 0)
+    monkeypatch.setattr(search, "strange_share", lambda *_: share)
+    # The dearer one is no better. The larger one shows that size pays all the same; without it two rounds follow.
+    first, more = [0.8, 0.795], [0.86, 0.855] if tried else [0.9, 0.89, 0.91, 0.9]
+    scores = iter(first + more)
+    monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(scores))
+    package = compile_model(recipe(toy), tmp_path / "out")
+    found = package.manifest.environment["search"]
+    taught = [candidate["score"] for candidate in found["candidates"] if candidate["epochs"]]
+    assert taught == ([*first, *more] if tried else [0.91, 0.9])
+    assert not [*scores]
+
+
 @pytest.mark.parametrize("name", ["table"])
 def test_channels_of_networks_without_attention(name: str, own_cache: Path, tmp_path: Path) -> None:
     data = "table" if name == "table" else "digits"
