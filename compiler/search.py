@@ -165,7 +165,7 @@ class Search:
                 # The dearest of them is expected to become so good by itself.
                 reached = halving.expected(max(taught, key=lambda s: s.shape.predicted_ms), rung)
                 larger = after.larger(taught, reached, seek=False)
-                gained = any(s.score >= reached for s in larger)
+                gained = any(s.score >= reached - 1e-12 for s in larger)
                 if gained:
                     notes.append("students still gained with their size, so that the most accurate is taken")
                     break
@@ -224,7 +224,7 @@ class Search:
         if not self.clean:
             return True  # the best of them is what the others are measured by
         reference = self.trials.on_dev(self.setting.root)
-        return max(1 - rung.promise * (1 - s.score) for s in students) >= reference - self.allowed(reference)
+        return max(halving.expected(s, rung) for s in students) >= reference - self.allowed(reference)
 
     def _size_may_pay(self, students: Sequence[Student], rung: Rung) -> bool:
         """Whether a larger student is to be tried before the rounds go on: the best of these may be no measure."""

@@ -255,7 +255,6 @@ def test_without_clean_data_larger_ones_are_taught_where_size_pays(
         "larger",
         lambda self: [of(self, 2, 2), of(self, 2, 3), of(self, 2, 4), of(self, 4, 4)],
     )
-    monkeypatch.setattr(afterwards, "MOST_CUTS", 0)
     monkeypatch.setattr(search, "strange_share", lambda *_: strange)
     asked = iter(scores)
     monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(asked))
