@@ -51,7 +51,7 @@ class Afterwards:
     notes: list[str]
 
     def _needed_s(self, portions: float, student: Student) -> float:
-        return portions * self.portion * self.teaching.epoch / self.teaching.rate(student)
+        return portions * self.portion * self.teaching.epoch * self.teaching.pace(student)
 
     def larger(self, taught: Sequence[Student], enough: float, *, seek: bool = True) -> list[Student]:
         """Where no candidate has become good enough and time is left: larger ones, the cheapest first.
@@ -131,7 +131,7 @@ class Afterwards:
                 break
             before, now = timed
             now.cost = now.cost.beside(before.cost, last.cost)
-            now.epochs, now.history, now.gently = last.epochs, [*last.history], last.gently
+            now.epochs, now.history, now.gently, now.pace = last.epochs, [*last.history], last.gently, last.pace
             if self.key(now.cost) >= self.key(last.cost):
                 self.notes.append(f"{now.shape} is not better than {last.shape}: it is left out")
                 break

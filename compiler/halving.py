@@ -65,6 +65,7 @@ class Student:
         epochs: How long it was taught.
         history: Epochs and score after each round.
         gently: Whether its learning rate is the lower the more it keeps of the source.
+        pace: Seconds that a training sample takes it; None before it was taught.
     """
 
     shape: Shape
@@ -74,6 +75,7 @@ class Student:
     epochs: float = 0.0
     history: list[tuple[float, float]] = field(default_factory=list)
     gently: bool = False
+    pace: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""

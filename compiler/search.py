@@ -10,6 +10,7 @@ that the same command on the same machine decides the same again, and a search t
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -150,8 +151,8 @@ class Search:
         taught = tuple(students)
         unit = portion(len(lesson.original))
         teaching = Teaching(self.setting, lesson, self.workers)
-        rate = teaching.rate(students[len(students) // 2])
-        students = fitting(students, unit / rate, spent.left)
+        pace = teaching.pace(students[len(students) // 2])
+        students = fitting(students, unit * pace, spent.left)
         if len(students) < len(taught):
             notes.append(f"only {len(students)} of {len(taught)} candidates are taught: the time is short")
             taught = tuple(students)
@@ -177,12 +178,14 @@ class Search:
                     (
                         n
                         for n in range(rung.most + 1)
-                        if allowed_share(portions(n, number) * unit / rate, left_s) == 1.0
+                        if allowed_share(portions(n, number) * unit * pace, left_s) == 1.0
                     ),
                     default=0,
                 )
                 students = survivors(students, self.allowed, rung, key, room)
-            needed = portions(len(students), number) * unit / rate
+                # Those that go on are seldom the fastest to teach.
+                pace = statistics.mean(map(teaching.pace, students))
+            needed = portions(len(students), number) * unit * pace
             most = LONGER if rung is halving.RUNGS[-1] and self._promising(students, rung) else 1.0
             share = allowed_share(needed, spent.left, most) or (0.0 if number else _LEAST)
             if share == 0.0:
@@ -192,12 +195,12 @@ class Search:
                 notes.append(f"round {number + 1} was {share:g} times as long as planned: time was left")
             elif share < 1:
                 notes.append(f"round {number + 1} was cut to {share:.0%}: the time is short (--search-budget)")
-            epochs, took = round(share * rung.portions * unit / teaching.epoch, 2), 0.0
+            epochs = round(share * rung.portions * unit / teaching.epoch, 2)
             if ray is not None:
                 teaching.side_by_side(ray, students, epochs, number, rung.learning_rate)
             for student in students:
-                took += self.trials.teach(teaching, student, epochs, number, rung.learning_rate)
-            rate = len(students) * epochs * teaching.epoch / max(took, 1e-3)
+                self.trials.teach(teaching, student, epochs, number, rung.learning_rate)
+            pace = statistics.mean(map(teaching.pace, students))
             say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
         taught, every = (*taught, *larger), [*every, *larger]
         reference = self._reference(taught)

@@ -71,11 +71,13 @@ class Teaching:
         """
         return not self.lesson.beyond
 
-    def rate(self, student: Student) -> float:
-        """Samples a second that a candidate is taught, tried on a copy: the faster of two tries.
+    def pace(self, student: Student) -> float:
+        """Seconds that a training sample takes a candidate: what it took so far, or tried on a copy.
 
-        What else ran for a moment would make the whole plan small.
+        The faster of two tries: what else ran for a moment would make the whole plan small.
         """
+        if student.pace is not None:
+            return student.pace
 
         def make(stage: Path) -> None:
             self.setting.tell("how fast this machine teaches", 0, 1)
@@ -105,7 +107,7 @@ class Teaching:
             "tables": self.train_tables,
         }
         entry = self.setting.kept("teaching-rate", key, make)
-        return float(json.loads((entry / "rate.json").read_text()))
+        return 1 / float(json.loads((entry / "rate.json").read_text()))
 
     def teach(self, student: Student, epochs: float, number: int, learning_rate: float) -> tuple[Source, float, bool]:
         """One round of one student.
@@ -174,7 +176,10 @@ class Teaching:
     def side_by_side(
         self, ray: Any, students: Sequence[Student], epochs: float, number: int, learning_rate: float
     ) -> None:
-        """Teach the students of one round as tasks, into the cache, where :meth:`teach` finds them."""
+        """Teach the students of one round as tasks, into the cache, where :meth:`teach` finds them.
+
+        So many at once take an equal part of the time each: a search's time is what a clock on the wall shows.
+        """
         assert self.workers is not None
         keys: dict[str, dict[str, Any]] = {}
         works: dict[str, Callable[[Lesson, Path], None]] = {}
@@ -185,12 +190,15 @@ class Teaching:
         if not works:
             return
         count = self.workers.count or len(works)
+        at_once = max(1, min(len(works), self.workers.count or int(ray.cluster_resources().get("CPU", 1))))
         finished: list[str] = []
 
         def done(name: str, files: dict[str, bytes]) -> None:
             def write(stage: Path) -> None:
                 for file, data in files.items():
                     (stage / file).write_bytes(data)
+                took = json.loads((stage / "seconds.json").read_text())
+                (stage / "seconds.json").write_text(json.dumps(took / at_once))
 
             self.setting.cache.get("student", keys[name], write)
             finished.append(name)

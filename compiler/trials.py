@@ -121,10 +121,11 @@ class Trials:
             raise PassError("outputs on the development samples are not finite")
         return self.metric(logits, samples)
 
-    def teach(self, teaching: Teaching, student: Student, epochs: float, number: int, learning_rate: float) -> float:
-        """Teach one student on, and ask how good it is; returns the seconds that the teaching took."""
+    def teach(self, teaching: Teaching, student: Student, epochs: float, number: int, learning_rate: float) -> None:
+        """Teach one student on, and ask how good it is."""
         learned, took, cached = teaching.teach(student, epochs, number, learning_rate)
         self.setting.spent.add(took, teaching=True)
+        student.pace = took / (epochs * teaching.epoch)
         score, before = self.on_dev(learned), student.score
         student.epochs = round(student.epochs + epochs, 2)
         student.history.append((student.epochs, score))
@@ -135,4 +136,3 @@ class Trials:
             f"{student.cost.p50_ms:.3f} ms, {size_text(student.cost.bytes)} "
             f"({'cached' if cached else f'{took:.0f} s'})"
         )
-        return took

@@ -216,6 +216,11 @@ def test_where_no_candidate_is_good_enough_a_larger_one_is_taught(
     assert found["winner"] == taught[-1]
 
 
+def _cut(cutter: cut_encoder.EncoderCutter, *heads: int) -> Shape:
+    layers = tuple(range(len(heads)))
+    return cutter._shape(cut_encoder.Selected(layers, heads, (64,) * len(heads), cutter.sizes.width))
+
+
 # Two candidates are taught. Strange is the share of texts with tokens that training has not; the winner is a place.
 LARGER_ONES = {
     # 0.85 is expected of the second. Larger ones follow as long as each is better, though by less than the drop: the
@@ -245,15 +250,11 @@ def test_without_clean_data_larger_ones_are_taught_where_size_pays(
     known_costs: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def of(self: cut_encoder.EncoderCutter, *heads: int) -> Shape:
-        layers = tuple(range(len(heads)))
-        return self._shape(cut_encoder.Selected(layers, heads, (64,) * len(heads), self.sizes.width))
-
-    monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", lambda self: [of(self, 2), of(self, 4)])
+    monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", lambda self: [_cut(self, 2), _cut(self, 4)])
     monkeypatch.setattr(
         cut_encoder.EncoderCutter,
         "larger",
-        lambda self: [of(self, 2, 2), of(self, 2, 3), of(self, 2, 4), of(self, 4, 4)],
+        lambda self: [_cut(self, 2, 2), _cut(self, 2, 3), _cut(self, 2, 4), _cut(self, 4, 4)],
     )
     monkeypatch.setattr(search, "strange_share", lambda *_: strange)
     asked = iter(scores)
@@ -264,6 +265,38 @@ def test_without_clean_data_larger_ones_are_taught_where_size_pays(
     assert [candidate["score"] for candidate in taught] == left
     assert found["winner"] == taught[winner]["shape"]
     assert not [*asked]
+
+
+def test_the_time_of_a_round_is_planned_by_those_who_are_in_it(
+    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    portion_s = 3600 / 14.5  # of a slow student
+    monkeypatch.setattr(
+        cut_encoder.EncoderCutter,
+        "shapes",
+        lambda self: [_cut(self, 2), _cut(self, 3), _cut(self, 4), _cut(self, 4, 4)],
+    )
+    monkeypatch.setattr(search, "strange_share", lambda *_: 0.0)
+    # All four go on to the second round, and the two slow ones to the third.
+    scores = iter((0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.89, 0.9, 0.9, 0.9))
+    monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(scores))
+    times: list[float] = []
+
+    def slow(self: teaching.Teaching, student: halving.Student) -> float:
+        fast = student.shape.what.heads[0] < 4
+        return 0.0 if fast else portion_s / search.portion(len(self.lesson.original))
+
+    def teach(self: teaching.Teaching, student: halving.Student, epochs: float, *_: Any) -> tuple[Any, float, bool]:
+        times.append(epochs * self.epoch * slow(self, student))
+        return student.source, times[-1], False
+
+    monkeypatch.setattr(teaching.Teaching, "teach", teach)
+    # Tried on a copy before the first round; then it is known.
+    monkeypatch.setattr(teaching.Teaching, "pace", lambda self, s: slow(self, s) if s.pace is None else s.pace)
+    compile_model(recipe(toy, search_budget="1h"), tmp_path / "out")
+    assert not [*scores]
+    # Half of the first round, the whole second, and of the third what there is time for: not the five portions each.
+    assert [time / portion_s for time in times if time] == pytest.approx([0.5, 0.5, 3, 3, 3.5, 3.5], abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["table"])
