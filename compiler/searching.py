@@ -16,6 +16,7 @@ from lepto.compiler.context import Context, Left
 from lepto.compiler.data import Samples, load_samples
 from lepto.compiler.evaluate import Evaluator
 from lepto.compiler.halving import Student, front, key_of
+from lepto.compiler.memory import peak_memory
 from lepto.compiler.metrics import score
 from lepto.compiler.pipeline import Candidate, Pipeline
 from lepto.compiler.recipe import milliseconds, number_of_bytes, seconds
@@ -143,15 +144,6 @@ def search(
         break
     console.print("no student keeps the budget: the source itself is compiled")
     return None
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _find(

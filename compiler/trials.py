@@ -17,6 +17,7 @@ from lepto.compiler.cutter import Shape
 from lepto.compiler.data import Samples
 from lepto.compiler.export.again import Exporter
 from lepto.compiler.halving import Student
+from lepto.compiler.memory import give_back
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.setting import Setting
 from lepto.compiler.source import Source
@@ -124,6 +125,7 @@ class Trials:
     def teach(self, teaching: Teaching, student: Student, epochs: float, number: int, learning_rate: float) -> None:
         """Teach one student on, and ask how good it is."""
         learned, took, cached = teaching.teach(student, epochs, number, learning_rate)
+        give_back()
         self.setting.spent.add(took, teaching=True)
         student.pace = took / (epochs * teaching.epoch)
         score, before = self.on_dev(learned), student.score
