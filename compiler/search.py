@@ -55,7 +55,7 @@ _STRANGE = 0.2
 Below it (3 to 18 %: ATIS, BANKING77, CLINC150, HWU64) the scores of students told by themselves whether size pays. At
 22, 38 and 52 % (CoNLL-2003, AG News, TREC) no small one was good enough on test texts, and on the last two three
 layers were no better than two on held-out texts; but on TREC five, cut to half, had 98.53 % after 3.7 epochs, and two
-95.79 % after 17.
+95.79 % after 17. Where it is tried in vain (Snips, 27 %: one small layer is enough) it costs three minutes.
 """
 
 

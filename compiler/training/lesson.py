@@ -254,7 +254,8 @@ def _collate(source: Source, rows: Any) -> Collate:
     if isinstance(rows, Mapping):
         return array_collate(rows)
     assert source.text is not None
-    return text_collate(rows, source.text.preprocessing.pad_id, source.text.preprocessing.inputs)
+    reading = source.text.preprocessing
+    return text_collate(rows, reading.pad_id, reading.inputs, reading.max_length)
 
 
 def _sizes(rows: Any, count: int) -> list[int]:

@@ -43,8 +43,8 @@ def test_freed_pieces_are_given_back() -> None:
 
 
 def test_torch_keeps_less_of_each_shape_unless_told_otherwise() -> None:
-    assert run(KEPT).split() == ["64", "64"]
-    assert run(KEPT, LRU_CACHE_CAPACITY="7").split() == ["7", "64"]
+    assert run(KEPT).split() == ["256", "256"]
+    assert run(KEPT, LRU_CACHE_CAPACITY="7").split() == ["7", "256"]
 
 
 def test_the_peak_is_in_bytes() -> None:
