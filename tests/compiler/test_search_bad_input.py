@@ -82,7 +82,7 @@ def test_where_memory_runs_out_batches_get_smaller(
 
     monkeypatch.setattr(teaching, "train", scarce)
     monkeypatch.setattr(halving, "RUNGS", halving.RUNGS[:1])
-    monkeypatch.setattr(teaching.Teaching, "rate", lambda *_: 1000.0)
+    monkeypatch.setattr(teaching.Teaching, "pace", lambda *_: 0.001)
     flags = [flag for flag in toy.flags() if flag not in ("--search-budget", "0")]
     ran = lepto("compile", *flags, "-o", tmp_path / "out")
     assert ran.code == 0, ran.err
