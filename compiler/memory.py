@@ -18,7 +18,7 @@ def peak_memory() -> int:
 def give_back() -> None:
     """Give memory that is free back to the system: glibc keeps what lies between blocks that are still in use.
 
-    A student's batches have many lengths, and leave a gigabyte in such pieces. Elsewhere nothing is done.
+    A student's batches have many lengths, and left 0.75 GB in such pieces. Elsewhere nothing is done.
     """
     gc.collect()
     if sys.platform == "linux":
