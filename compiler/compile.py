@@ -36,6 +36,7 @@ from lepto.runtime.package import Package
 
 _VERSIONS = ("lepto", "torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 _FALLBACK = "mixed-precision"
+_TABLES = "quantize-embeddings"
 
 
 def compile_model(
@@ -147,7 +148,17 @@ def run_prepared(
                 constant_inputs={"token_type_ids": 0} if first else {},
                 learned=subject.learned,
             )
-            pipeline = Pipeline(subject, context, evaluator, cache, console, budget, versions)
+            pipeline = Pipeline(
+                subject,
+                context,
+                evaluator,
+                cache,
+                console,
+                budget,
+                versions,
+                objective=recipe.objective,
+                size=recipe.size_limit,
+            )
             pipeline.records.extend(records)
             candidate = run_passes(pipeline, prepared)
             check_limits(prepared, pipeline, candidate)
@@ -212,6 +223,10 @@ def run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
                 best = found if best is None else pipeline.better(best, found)
         if best is None and len(pipeline.rejected) > rejected and pipeline.context.judged and _falls_back(prepared):
             for step in plan(_FALLBACK, reduce_range=prepared.reduce_range, max_drop=prepared.recipe.max_drop):
+                best = pipeline.run(step, current.model)
+        if best is None and prepared.recipe.passes is None and "quantize" in entry:
+            # Small products are slower in int8; a table costs next to nothing, and may be most of the bytes.
+            for step in plan(_TABLES):
                 best = pipeline.run(step, current.model)
         if best is not None and best.prepares:
             prepared_for = best

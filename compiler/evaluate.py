@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Feed, PassError
+from lepto.compiler.costs import BATCH, timing_feeds
 from lepto.compiler.data import Samples
 from lepto.compiler.export.onnx import proof_feeds
 from lepto.compiler.metrics import Outcomes, decisions, metric, outcomes
@@ -155,8 +156,17 @@ class Evaluator:
         samples = self._samples()
         return dataclasses.replace(samples, labels=self.source_logits()[0]) if samples.labels.ndim == 2 else samples
 
-    def compare(self, baseline: OnnxModel | None, candidate: OnnxModel, label: str) -> tuple[Timing, bool]:
-        """Time a candidate against a baseline (None is the source as the user runs it today)."""
+    def compare(
+        self, baseline: OnnxModel | None, candidate: OnnxModel, label: str, *, batches: bool = False
+    ) -> tuple[Timing, bool]:
+        """Time a candidate against a baseline (None is the source as the user runs it today).
+
+        Args:
+            baseline: What it is compared with.
+            candidate: What is timed.
+            label: For the line of progress.
+            batches: Time batches of 32 samples of like length, instead of one sample at a time. Not of the source.
+        """
 
         def make(stage: Path) -> None:
             first = self.source.runner(self.threads) if baseline is None else runner(baseline, self.threads)
@@ -167,13 +177,15 @@ class Evaluator:
             }
             # The same text for both, each as its own tokenizer reads it.
             own = self.feeds()
+            if batches:
+                _, own = timing_feeds(own, self.subject)
             before = own if baseline is not None or self.current is None else self._feeds(self.source)
             with _task(self.progress, f"{label}: speed", BLOCKS) as advance:
                 seconds = interleave(
                     runs,
                     list(zip(before, own, strict=True)),
                     blocks=BLOCKS,
-                    per_block=PER_BLOCK,
+                    per_block=len(own) if batches else PER_BLOCK,
                     warmup=5,
                     seed=self.seed,
                     progress=lambda _done, _all: advance(1),
@@ -186,6 +198,7 @@ class Evaluator:
             "threads": self.threads,
             "seed": self.seed,
             "form": TIMING_FORM,
+            **({"batches": BATCH} if batches else {}),
             **self._key(),
         }
         entry, cached = self.cache.get("speed", key, make)

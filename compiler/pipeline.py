@@ -19,8 +19,10 @@ from rich.progress import TaskID
 from lepto.compiler.budget import Budget
 from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Feed, Left, PassError, Table
+from lepto.compiler.costs import BATCH
 from lepto.compiler.evaluate import Evaluator, Logits, Timing
 from lepto.compiler.export.onnx import export_onnx
+from lepto.compiler.halving import Objective
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.options import alternatives, make_pass
 from lepto.compiler.source import Source
@@ -82,6 +84,8 @@ class Pipeline:
         records: What was done, in order.
         rejected: The candidates over the budget: metric, pass, and why.
         faithful: The last graph that was proven to compute what the source computes.
+        objective: What the passes are to make better.
+        size: Bytes that the result may hold.
     """
 
     source: Source
@@ -94,6 +98,8 @@ class Pipeline:
     records: list[PassRecord] = field(default_factory=list)
     rejected: list[tuple[Metric, str, str]] = field(default_factory=list)
     faithful: OnnxModel | None = None
+    objective: Objective = "latency"
+    size: int | None = None
 
     def export(self) -> OnnxModel:
         """Export the source and prove it; records the step."""
@@ -168,9 +174,11 @@ class Pipeline:
             return Candidate(model, record=len(self.records) - 1, prepares=True)
         baseline = baseline or parent
         timing, speed_cached = self.evaluator.compare(baseline, model, step.name)
-        cached &= speed_cached
-        keep, why = earned(timing, baseline.bytes, model.bytes, step.preserves_function)
-        reasons.append(why)
+        judged, batches_cached = self._speed(baseline, model, step.name)
+        cached &= speed_cached and batches_cached
+        bytes_first = self.objective == "size" or (self.size is not None and baseline.bytes > self.size)
+        keep, why = earned(judged, baseline.bytes, model.bytes, step.preserves_function, bytes_first=bytes_first)
+        reasons.append(f"in batches of {BATCH} {why}" if self.objective == "throughput" else why)
         if keep and step.preserves_function:
             self.faithful = model
         self._record(step.name, options, keep, "; ".join(reasons), model, start, cached, metric, timing.candidate_ms)
@@ -182,7 +190,7 @@ class Pipeline:
         The other one's record says why it is left out.
         """
         names = [self.records[c.record].pass_ for c in (first, second)]
-        timing, _ = self.evaluator.compare(first.model, second.model, f"{names[0]} or {names[1]}")
+        timing, _ = self._speed(first.model, second.model, f"{names[0]} or {names[1]}")
         ratio = timing.ratio
         said = f"{names[1]} runs {ratio.value:.3f} x as fast as {names[0]} [{ratio.low:.3f}, {ratio.high:.3f}]"
         if ratio.low > 1 or ratio.high < 1:
@@ -195,6 +203,10 @@ class Pipeline:
         self.drop(loser, f"{why}: {said}")
         self.output.print(f"[bold]{chosen}[/bold] is taken, {other} left out ({why}): {escape(said)}")
         return winner
+
+    def _speed(self, baseline: OnnxModel, candidate: OnnxModel, label: str) -> tuple[Timing, bool]:
+        """A comparison of what the objective asks for: batches, or one sample at a time; and whether it was cached."""
+        return self.evaluator.compare(baseline, candidate, label, batches=self.objective == "throughput")
 
     def drop(self, candidate: Candidate, why: str) -> None:
         """Leave out a candidate that was kept at first; its record says why."""
@@ -325,11 +337,14 @@ class Pipeline:
             self.evaluator.progress.remove_task(line)
 
 
-def earned(timing: Timing, parent_bytes: int, bytes_: int, preserves_function: bool) -> tuple[bool, str]:
+def earned(
+    timing: Timing, parent_bytes: int, bytes_: int, preserves_function: bool, *, bytes_first: bool = False
+) -> tuple[bool, str]:
     """Whether a candidate earned its place.
 
-    One that is shown to be slower than its parent never does. One that may change answers must be shown to be faster,
-    or be a tenth smaller; one that keeps the function costs nothing and prepares the next pass.
+    One that is shown to be slower than its parent does only where it is a tenth smaller and bytes come first. One that
+    may change answers must be shown to be faster, or be a tenth smaller; one that keeps the function costs nothing and
+    prepares the next pass.
     """
     ratio = timing.ratio
     said = (
@@ -338,6 +353,8 @@ def earned(timing: Timing, parent_bytes: int, bytes_: int, preserves_function: b
     )
     if ratio.low > 1:
         return True, said
+    if ratio.high < 1 and bytes_first and bytes_ <= 0.9 * parent_bytes:
+        return True, f"slower, but {1 - bytes_ / parent_bytes:.0%} smaller, and bytes come first: {said}"
     if ratio.high < 1:
         return False, f"slower than its input: {said}"
     if preserves_function:

@@ -172,6 +172,11 @@ class Recipe(BaseModel):
         """The largest drop in the metric's own units."""
         return allowed_drop(self.max_drop, source_metric)
 
+    @property
+    def size_limit(self) -> int | None:
+        """Bytes that the result may hold."""
+        return None if self.size_budget is None else number_of_bytes(self.size_budget)
+
 
 def allowed_drop(text: str, source_metric: float) -> float:
     """The largest drop in the metric's own units: ``1%`` is a share of the source's metric, ``0.01`` absolute.

@@ -19,7 +19,7 @@ from lepto.compiler.halving import Student, front, key_of
 from lepto.compiler.memory import peak_memory
 from lepto.compiler.metrics import score
 from lepto.compiler.pipeline import Candidate, Pipeline
-from lepto.compiler.recipe import milliseconds, number_of_bytes, seconds
+from lepto.compiler.recipe import milliseconds, seconds
 from lepto.compiler.search import Found, Search
 from lepto.compiler.setting import Setting
 from lepto.compiler.source import Source
@@ -102,7 +102,17 @@ def search(
             # Single texts have one kind of token, and padding is masked.
             constant_inputs={"token_type_ids": 0},
         )
-        pipeline = Pipeline(student.source, context, judge, cache, console, steered, versions)
+        pipeline = Pipeline(
+            student.source,
+            context,
+            judge,
+            cache,
+            console,
+            steered,
+            versions,
+            objective=recipe.objective,
+            size=recipe.size_limit,
+        )
         pipeline.records.extend(_records(found, student))
         candidate = run_passes(pipeline, prepared)
         if over := over_limits(prepared, pipeline, candidate):
@@ -188,7 +198,7 @@ def _find(
             score=score,
             objective=recipe.objective,
             latency_ms=None if recipe.latency_budget is None else milliseconds(recipe.latency_budget),
-            size=None if recipe.size_budget is None else number_of_bytes(recipe.size_budget),
+            size=recipe.size_limit,
             strict=recipe.confidence is not None,
             reduce_range=prepared.reduce_range,
             workers=None if recipe.workers is None else Workers.parse(recipe.workers),
@@ -204,7 +214,7 @@ def over_limits(prepared: Prepared, pipeline: Pipeline, candidate: Candidate) ->
     measured = [r.p50_ms for r in pipeline.records if r.kept and r.p50_ms is not None]
     if recipe.latency_budget is not None and measured and measured[-1] > milliseconds(recipe.latency_budget):
         return f"{measured[-1]:.3f} ms is over --latency-budget {recipe.latency_budget}"
-    if recipe.size_budget is not None and candidate.model.bytes > number_of_bytes(recipe.size_budget):
+    if recipe.size_limit is not None and candidate.model.bytes > recipe.size_limit:
         return f"{candidate.model.bytes / 1e6:.2f} MB is over --size-budget {recipe.size_budget}"
     return ""
 

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from lepto.compiler import Recipe, compile_model, pipeline
 from lepto.compiler.context import Context, Left
-from lepto.compiler.evaluate import Timing
+from lepto.compiler.evaluate import Evaluator, Timing
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.fuse import Fuse
 from lepto.compiler.passes.quantize_dynamic import QuantizeDynamic
@@ -164,9 +164,10 @@ def test_a_full_disk_in_the_cache_or_in_the_package_loses_nothing(
 def test_without_passes_the_better_quantization_is_taken_by_measurement(toy: Toy, tmp_path: Path) -> None:
     package = compile_model(recipe(toy), tmp_path / "out")
     records = {record.pass_: record for record in package.manifest.passes}
-    assert [*records] == ["export", "fuse", "quantize-dynamic", "quantize-static"]
     assert records["fuse"].kept
     kept = [name for name in ("quantize-dynamic", "quantize-static") if records[name].kept]
+    tables = [] if kept else ["quantize-embeddings"]  # where both are slower
+    assert [*records] == ["export", "fuse", "quantize-dynamic", "quantize-static", *tables]
     assert len(kept) <= 1
     for name in ("quantize-dynamic", "quantize-static"):
         assert records[name].metric is not None
@@ -244,9 +245,11 @@ def test_the_chosen_plan_leaves_a_candidate_over_the_budget_out(
 ) -> None:
     monkeypatch.setattr("lepto.compiler.passes.quantize_dynamic.QuantizeDynamic", DamagingQuantizer)
     package = compile_model(recipe(toy, train=None), tmp_path / "out")
-    record = package.manifest.passes[-1]
+    record, tables = package.manifest.passes[-2:]
     assert not record.kept
     assert "over the budget" in record.reason
+    assert (tables.pass_, tables.kept) == ("quantize-embeddings", False)
+    assert "smallest_bytes is 65536" in tables.reason
     assert package.manifest.result.metric is not None
     assert package.manifest.source.metric is not None
     assert package.manifest.result.metric.value == package.manifest.source.metric.value
@@ -277,7 +280,7 @@ def test_where_plain_quantization_is_over_the_budget_the_worst_layer_stays_in_fl
         search_budget="0",
     )
     records = {record.pass_: record for record in compile_model(asked, tmp_path / "out").manifest.passes}
-    assert [*records] == ["export", "fuse", "quantize-dynamic", "quantize-static", "mixed-precision"]
+    assert [*records][:5] == ["export", "fuse", "quantize-dynamic", "quantize-static", "mixed-precision"]
     for name in ("quantize-dynamic", "quantize-static"):
         assert "over the budget" in records[name].reason
     mixed = records["mixed-precision"]
@@ -335,20 +338,50 @@ def timing(ratio: float, noise: float = 0.001) -> Timing:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "bytes_", "preserves", "kept", "said"),
+    ("ratio", "bytes_", "preserves", "bytes_first", "kept", "said"),
     [
-        (1.5, 100, False, True, "1.50 x as fast"),
-        (0.5, 10, False, False, "slower than its input"),
-        (0.5, 10, True, False, "slower than its input"),
-        (1.0, 100, True, True, "the same function, not slower"),
-        (1.0, 89, False, True, "11% smaller"),
-        (1.0, 95, False, False, "not shown to be faster"),
+        (1.5, 100, False, False, True, "1.50 x as fast"),
+        (0.5, 10, False, False, False, "slower than its input"),
+        (0.5, 10, True, False, False, "slower than its input"),
+        (1.0, 100, True, False, True, "the same function, not slower"),
+        (1.0, 89, False, False, True, "11% smaller"),
+        (1.0, 95, False, False, False, "not shown to be faster"),
+        (0.5, 10, False, True, True, "slower, but 90% smaller, and bytes come first"),
+        (0.5, 95, False, True, False, "slower than its input"),
     ],
 )
-def test_a_pass_must_earn_its_place(ratio: float, bytes_: int, preserves: bool, kept: bool, said: str) -> None:
+def test_a_pass_must_earn_its_place(
+    ratio: float, bytes_: int, preserves: bool, bytes_first: bool, kept: bool, said: str
+) -> None:
     noise = 0.2 if ratio == 1.0 else 0.001
-    found, reason = pipeline.earned(timing(ratio, noise), 100, bytes_, preserves)
+    found, reason = pipeline.earned(timing(ratio, noise), 100, bytes_, preserves, bytes_first=bytes_first)
     assert (found, said in reason) == (kept, True), reason
+
+
+@pytest.mark.parametrize(
+    ("objective", "left_out"),
+    [("latency", ["quantize-dynamic", "quantize-static"]), ("size", []), ("throughput", ["quantize-static"])],
+)
+def test_what_a_slower_int8_is_worth_depends_on_the_objective(
+    objective: str, left_out: list[str], toy: Toy, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 bits are twice as slow for one sample, and in batches only those with fixed ranges are."""
+
+    def compare(
+        self: Evaluator, baseline: OnnxModel | None, candidate: OnnxModel, label: str, *, batches: bool = False
+    ) -> tuple[Timing, bool]:
+        fast = not label.startswith("quantize") or label == "quantize-embeddings" or (batches and "static" not in label)
+        return timing(1.5 if fast else 0.5), False
+
+    monkeypatch.setattr(Evaluator, "compare", compare)
+    monkeypatch.setattr("lepto.compiler.compile._TABLES", "quantize-embeddings(smallest_bytes=0)")
+    made = compile_model(recipe(toy, objective=objective), tmp_path / "out").manifest
+    slower = [record.pass_ for record in made.passes if "slower than its input" in record.reason]
+    assert slower == left_out
+    # The tables alone where neither of them is kept.
+    tables = [(record.kept, record.bytes) for record in made.passes if record.pass_ == "quantize-embeddings"]
+    assert tables == ([(True, made.result.bytes)] if objective == "latency" else [])
+    assert made.result.bytes < next(record.bytes for record in made.passes if record.pass_ == "fuse")
 
 
 def test_a_budget_compares_points_and_counts_ties_as_kept() -> None:
