@@ -36,7 +36,7 @@ from lepto.runtime.package import Package
 
 _VERSIONS = ("lepto", "torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 _FALLBACK = "mixed-precision"
-_TABLES = "quantize-embeddings"
+_TABLES = "quantize-embeddings(per_row=false,smallest_bytes=1000000)"
 
 
 def compile_model(
@@ -225,7 +225,7 @@ def run_passes(pipeline: Pipeline, prepared: Prepared) -> Candidate:
             for step in plan(_FALLBACK, reduce_range=prepared.reduce_range, max_drop=prepared.recipe.max_drop):
                 best = pipeline.run(step, current.model)
         if best is None and prepared.recipe.passes is None and "quantize" in entry:
-            # Small products are slower in int8; a table costs next to nothing, and may be most of the bytes.
+            # Small products are slower in int8; a large table costs next to nothing, and may be most of the bytes.
             for step in plan(_TABLES):
                 best = pipeline.run(step, current.model)
         if best is not None and best.prepares:

@@ -1,4 +1,4 @@
-"""Embedding tables in 8 or 4 bits, with a scale for each token instead of one for the table."""
+"""Embedding tables in 8 or 4 bits, with a scale for each token or one for the table."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ from lepto.compiler.passes.fusions import graph as g
 from lepto.compiler.passes.quantize_dynamic import check_names, kept_in_float
 
 Floats = npt.NDArray[np.float32]
+
+
+def quantize_table(table: Floats) -> tuple[npt.NDArray[np.int8], np.float32]:
+    """Symmetric int8 with one scale.
+
+    Args:
+        table: ``[V, K]``.
+
+    Returns:
+        Integers in [-127, 127] ``[V, K]`` and the scale; a table of zeros has scale 1.
+    """
+    scale = _scales(np.abs(table).max(), 127)[()]
+    return np.clip(np.round(table / scale), -127, 127).astype(np.int8), scale
 
 
 def quantize_rows(table: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
@@ -69,10 +82,11 @@ def _scales(extremes: Floats, level: int) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeEmbeddings:
-    """Lookup tables in few bits, each row (token) with scales of its own.
+    """Lookup tables in few bits, each row (token) with scales of its own unless one is to do for all.
 
     The 8-bit passes give a table one scale, which the row with the largest value decides for all. Goes before them;
-    they leave what is quantized here alone. It saves bytes, not time: a 4-bit lookup costs some microseconds more.
+    they leave what is quantized here alone. It saves bytes, not time: a 4-bit lookup costs some microseconds more, and
+    so do scales of rows. One scale costs next to nothing.
 
     4 bits need ``com.microsoft::GatherBlockQuantized``. Its data is written as packed uint8: for the type INT4, which
     ONNX Runtime's own quantizer writes, its CPU kernel is four times slower (1.32). For ids outside the table it gives
@@ -81,6 +95,7 @@ class QuantizeEmbeddings:
     Attributes:
         bits: 8 or 4.
         block_size: Columns that share a scale with 4 bits, a power of two of at least 16; 8 bits have a scale per row.
+        per_row: Whether each row has its own scale. 4 bits have scales of blocks in any case.
         smallest_bytes: Tables smaller than this in float are left alone: their lookup would cost more than they hold.
         exclude: Names of nodes that stay in float.
     """
@@ -91,6 +106,7 @@ class QuantizeEmbeddings:
 
     bits: Literal[4, 8] = 8
     block_size: int = 32
+    per_row: bool = True
     smallest_bytes: int = 65_536
     exclude: tuple[str, ...] = ()
 
@@ -141,7 +157,23 @@ class QuantizeEmbeddings:
         """Replace a lookup; the table's bytes and the root mean square of the error over that of the values."""
         source, ids, out = node.inputs[0], node.inputs[1], node.outputs[0]
         assert source is not None
-        if self.bits == 8:
+        if self.bits == 8 and not self.per_row:
+            integers, one = quantize_table(table)
+            scales = np.array(one)
+            restored, stored = integers * one, integers.nbytes
+            picked = g.insert(graph, node, "Gather", [g.add_initializer(graph, f"{source.name}.int8", integers), ids])
+            made = g.insert(
+                graph,
+                node,
+                "DequantizeLinear",
+                [
+                    picked,
+                    g.add_initializer(graph, f"{source.name}.scale", scales),
+                    g.add_initializer(graph, f"{source.name}.zero_point", np.array(0, np.int8)),
+                ],
+                like=out,
+            )
+        elif self.bits == 8:
             integers, scales = quantize_rows(table)
             restored, stored = integers * scales, integers.nbytes
             # Standard operators: they run everywhere, and on CPUs faster than the one that does all (15 ids: 11 to 14

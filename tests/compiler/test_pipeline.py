@@ -249,7 +249,7 @@ def test_the_chosen_plan_leaves_a_candidate_over_the_budget_out(
     assert not record.kept
     assert "over the budget" in record.reason
     assert (tables.pass_, tables.kept) == ("quantize-embeddings", False)
-    assert "smallest_bytes is 65536" in tables.reason
+    assert "smallest_bytes is 1000000" in tables.reason
     assert package.manifest.result.metric is not None
     assert package.manifest.source.metric is not None
     assert package.manifest.result.metric.value == package.manifest.source.metric.value
@@ -374,7 +374,7 @@ def test_what_a_slower_int8_is_worth_depends_on_the_objective(
         return timing(1.5 if fast else 0.5), False
 
     monkeypatch.setattr(Evaluator, "compare", compare)
-    monkeypatch.setattr("lepto.compiler.compile._TABLES", "quantize-embeddings(smallest_bytes=0)")
+    monkeypatch.setattr("lepto.compiler.compile._TABLES", "quantize-embeddings(per_row=false,smallest_bytes=0)")
     made = compile_model(recipe(toy, objective=objective), tmp_path / "out").manifest
     slower = [record.pass_ for record in made.passes if "slower than its input" in record.reason]
     assert slower == left_out

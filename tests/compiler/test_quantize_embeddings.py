@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,20 @@ def test_a_loud_token_costs_the_others_nothing(bits: Any, error: float) -> None:
     quiet = {"ids": np.arange(8, 20).reshape(2, 6)}
     assert np.abs(a(quiet) - b(quiet)).max() < error * np.abs(a(quiet)).max()
     assert f"Gather_0 [{ROWS}, {K}]: 0.01 → 0.00 MB, relative error" in context.notes[0]
+
+
+def test_one_scale_does_for_all_in_two_nodes() -> None:
+    model, context = network(), Context()
+    small = QuantizeEmbeddings(per_row=False, smallest_bytes=0)(model, context)
+    assert small.bytes < model.bytes - 0.7 * ROWS * K * 4
+    assert small.operators() == model.operators() + Counter(DequantizeLinear=1)
+    # The loud token decides the scale: it keeps its values, and what is quiet beside it is lost.
+    loud, quiet = {"ids": np.full((1, 5), 7)}, {"ids": np.full((1, 5), 8)}
+    off = [
+        np.abs(runner(model, 1)(f) - runner(small, 1)(f)).max() / np.abs(runner(model, 1)(f)).max()
+        for f in (loud, quiet)
+    ]
+    assert off[0] < 0.02 < off[1]
 
 
 ORDERS = [
