@@ -17,16 +17,16 @@ from lepto.compiler.passes.quantize_dynamic import check_names, kept_in_float
 Floats = npt.NDArray[np.float32]
 
 
-def quantize_table(table: Floats) -> tuple[npt.NDArray[np.int8], np.float32]:
+def quantize_table(table: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     """Symmetric int8 with one scale.
 
     Args:
         table: ``[V, K]``.
 
     Returns:
-        Integers in [-127, 127] ``[V, K]`` and the scale; a table of zeros has scale 1.
+        Integers in [-127, 127] ``[V, K]`` and the scale ``[]``; a table of zeros has scale 1.
     """
-    scale = _scales(np.abs(table).max(), 127)[()]
+    scale = _scales(np.abs(table).max(), 127)
     return np.clip(np.round(table / scale), -127, 127).astype(np.int8), scale
 
 
@@ -158,9 +158,8 @@ class QuantizeEmbeddings:
         source, ids, out = node.inputs[0], node.inputs[1], node.outputs[0]
         assert source is not None
         if self.bits == 8 and not self.per_row:
-            integers, one = quantize_table(table)
-            scales = np.array(one)
-            restored, stored = integers * one, integers.nbytes
+            integers, scales = quantize_table(table)
+            restored, stored = integers * scales, integers.nbytes
             picked = g.insert(graph, node, "Gather", [g.add_initializer(graph, f"{source.name}.int8", integers), ids])
             made = g.insert(
                 graph,

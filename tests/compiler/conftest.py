@@ -23,7 +23,13 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from lepto.compiler import afterwards, costs, cut_channels, cut_encoder, evaluate, search
+from lepto.compiler import afterwards, costs, cut_channels, cut_encoder, evaluate, groundwork, search, trials
+from lepto.compiler.costs import Cost
+from lepto.compiler.cutter import Shape
+from lepto.compiler.encoder import Sizes
+from lepto.compiler.halving import Student
+from lepto.compiler.latency import Curve, LatencyTable
+from lepto.compiler.source import Source
 from lepto.runtime import cli
 
 LABELS = ("track order", "cancel order", "get refund")
@@ -244,3 +250,24 @@ def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut_channels, "_SHARES", (0.5,))
     monkeypatch.setattr(cut_channels, "_EVEN", (0.5,))
     monkeypatch.setattr(costs, "_BLOCKS", 3)
+
+
+@pytest.fixture
+def known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs by size instead of measured ones: on a busy machine a small model may be timed as slower than a large one.
+
+    For tests that say which candidate comes next. What is not timed is not exported, which would take most of the time.
+    """
+
+    def table(sizes: Sizes, *, rows: int, **_: Any) -> LatencyTable:
+        heads, neurons = (1, max(sizes.heads)), (16, max(sizes.neurons))
+        dear = Curve(neurons, tuple(n / 1000 for n in neurons))
+        cheap = Curve(neurons, tuple(n / 10_000 for n in neurons))
+        return LatencyTable(Curve(heads, tuple(h / 10 for h in heads)), dear, cheap, rows)
+
+    def by_size(_self: trials.Trials, _base: Source, found: Sequence[tuple[Shape, Source]], _notes: list[str]) -> Any:
+        bytes_ = [4 * source.parameters for _, source in found]
+        return [Student(*pair, Cost(n / 1e6, n / 5e5, 1e9 / n, n)) for pair, n in zip(found, bytes_, strict=True)]
+
+    monkeypatch.setattr(groundwork, "measure_table", table)
+    monkeypatch.setattr(trials.Trials, "measured", by_size)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("short_search")
 
 
 def test_a_student_that_the_evaluation_data_refuses_is_not_taken(
-    toy: Toy, own_cache: Path, tmp_path: Path, lepto: Lepto, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, lepto: Lepto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Words in an order that no training text has: what the source says of them no student has learned."""
     every = cut_encoder.EncoderCutter.shapes

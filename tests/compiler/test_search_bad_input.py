@@ -69,7 +69,7 @@ def test_a_loss_that_is_no_number_names_the_step(toy: Toy, own_cache: Path, tmp_
 
 
 def test_where_memory_runs_out_batches_get_smaller(
-    toy: Toy, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lepto: Lepto
+    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch, lepto: Lepto
 ) -> None:
     sizes: list[int] = []
     real = teaching.train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,14 @@ from lepto.compiler import (
     afterwards,
     compile_model,
     cut_encoder,
-    groundwork,
     halving,
     search,
     teaching,
     trials,
 )
-from lepto.compiler.costs import Cost
 from lepto.compiler.cutter import Shape
 from lepto.compiler.data import Samples
-from lepto.compiler.encoder import Sizes
-from lepto.compiler.latency import Curve, LatencyTable
 from lepto.compiler.metrics import cosines
-from lepto.compiler.model import OnnxModel
 from lepto.compiler.source import open_source
 from lepto.compiler.split import split_development
 from lepto.compiler.verify import logits_in_batches
@@ -40,27 +34,6 @@ from .conftest import Lepto, Toy, toy_rows, write_csv
 from .models_vectors import bert
 
 pytestmark = pytest.mark.usefixtures("short_search")
-
-
-@pytest.fixture
-def known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Costs by size instead of measured ones: on a busy machine a small model may be timed as slower than a large one.
-
-    For tests that say which candidate comes next.
-    """
-
-    def table(sizes: Sizes, *, rows: int, **_: Any) -> LatencyTable:
-        heads, neurons = (1, max(sizes.heads)), (16, max(sizes.neurons))
-        dear = Curve(neurons, tuple(n / 1000 for n in neurons))
-        cheap = Curve(neurons, tuple(n / 10_000 for n in neurons))
-        return LatencyTable(Curve(heads, tuple(h / 10 for h in heads)), dear, cheap, rows)
-
-    def by_size(models: Mapping[str, OnnxModel], *_: Any, **__: Any) -> dict[str, Cost]:
-        ms = {name: model.bytes / 1e6 for name, model in models.items()}
-        return {name: Cost(ms[name], 2 * ms[name], 1e3 / ms[name], model.bytes) for name, model in models.items()}
-
-    monkeypatch.setattr(groundwork, "measure_table", table)
-    monkeypatch.setattr(trials, "measure_costs", by_size)
 
 
 def recipe(toy: Toy, **changes: Any) -> Recipe:
@@ -109,7 +82,7 @@ def test_without_passes_a_smaller_model_is_found_and_the_same_again(
 
 
 def test_a_search_that_was_broken_off_goes_on_where_it_was(
-    toy: Toy, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught: list[str] = []
     real = teaching.train
@@ -343,7 +316,7 @@ def test_what_cannot_be_searched_is_compiled_as_it_is(toy: Toy, own_cache: Path,
     assert "all 130 training samples have one label, which teaches nothing" in ran.out.replace("\n", " ")
 
 
-def test_budgets_that_nobody_meets(toy: Toy, own_cache: Path, tmp_path: Path) -> None:
+def test_budgets_that_nobody_meets(toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None) -> None:
     with pytest.raises(LeptoError, match=r"(?s)no candidate keeps --size-budget 0.001 MB.*The closest is") as told:
         compile_model(recipe(toy, size_budget="1kB"), tmp_path / "out")
     assert told.value.exit_code == 1
@@ -376,7 +349,7 @@ def test_labels_of_tokens_are_split_too() -> None:
 
 
 def test_students_are_taught_side_by_side(
-    toy: Toy, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
     monkeypatch.setattr(halving, "RUNGS", halving.RUNGS[:1])
