@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,32 @@ pytestmark = pytest.mark.usefixtures("short_search")
 def recipe(toy: Toy, **changes: Any) -> Recipe:
     values = {"model": toy.model, "train": toy.train, "eval": toy.eval, "threads": 1, "max_drop": "10%"}
     return Recipe(**{k: v if isinstance(v, int | float | None) else str(v) for k, v in (values | changes).items()})
+
+
+Searched = Callable[[Recipe], search.Found]
+
+
+@pytest.fixture
+def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searched:
+    """Run a command's search and leave out the compile of its winner, most of which is one export."""
+    found: list[search.Found] = []
+    real = search.Search.__call__
+
+    class EndedError(Exception):
+        pass
+
+    def watch(self: search.Search) -> search.Found:
+        found.append(real(self))
+        raise EndedError
+
+    def run(asked: Recipe) -> search.Found:
+        with monkeypatch.context() as patch:
+            patch.setattr(search.Search, "__call__", watch)
+            with pytest.raises(EndedError):
+                compile_model(asked, tmp_path / "not-written")
+        return found.pop()
+
+    return run
 
 
 def test_without_passes_a_smaller_model_is_found_and_the_same_again(
@@ -82,7 +109,7 @@ def test_without_passes_a_smaller_model_is_found_and_the_same_again(
 
 
 def test_a_search_that_was_broken_off_goes_on_where_it_was(
-    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, searched: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught: list[str] = []
     real = teaching.train
@@ -104,12 +131,12 @@ def test_a_search_that_was_broken_off_goes_on_where_it_was(
         return real(*args, **options)
 
     monkeypatch.setattr(teaching, "train", counted)
-    found = compile_model(recipe(toy), tmp_path / "out").manifest.environment["search"]
+    shapes = [student.shape.name for student in searched(recipe(toy)).everyone]
     # Both trials of the speed and the first student are there; the second one of the first round comes next.
     assert len(before) == 3
     assert before[0] == before[1]
-    assert before[2] == found["candidates"][0]["shape"]
-    assert taught[3] == found["candidates"][1]["shape"]
+    assert before[2] == shapes[0]
+    assert taught[3] == shapes[1]
 
 
 def test_where_one_is_good_enough_and_time_is_left_it_is_cut_further(
@@ -143,7 +170,7 @@ def test_where_one_is_good_enough_and_time_is_left_it_is_cut_further(
 
 
 def test_a_cut_that_comes_near_is_taught_a_second_time(
-    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, own_cache: Path, known_costs: None, searched: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = cut_encoder.EncoderCutter.shapes
     monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", lambda self: every(self)[-1:])
@@ -151,16 +178,15 @@ def test_a_cut_that_comes_near_is_taught_a_second_time(
     # Three rounds; the cut one below what is looked for to be safe (0.765), but not below the least (0.63); and then.
     scores = iter((0.9, 0.9, 0.9, 0.7, 0.8))
     monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(scores))
-    package = compile_model(recipe(toy, max_drop="30%"), tmp_path / "out")
-    found = package.manifest.environment["search"]
-    first, cut = sorted(found["candidates"], key=lambda c: -c["bytes"])
-    assert (first["score"], cut["score"]) == (0.9, 0.8)
-    assert found["winner"] == cut["shape"]
+    found = searched(recipe(toy, max_drop="30%"))
+    first, cut = sorted(found.everyone, key=lambda student: -student.cost.bytes)
+    assert (first.score, cut.score) == (0.9, 0.8)
+    assert found.ranked[0] is cut
     assert not [*scores]
 
 
 def test_where_no_candidate_is_good_enough_a_larger_one_is_taught(
-    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, own_cache: Path, known_costs: None, searched: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = cut_encoder.EncoderCutter.shapes
 
@@ -182,11 +208,10 @@ def test_where_no_candidate_is_good_enough_a_larger_one_is_taught(
     monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", small)
     monkeypatch.setattr(cut_encoder.EncoderCutter, "larger", large)
     monkeypatch.setattr(trials.Trials, "on_dev", score)
-    package = compile_model(recipe(toy, dev=toy.train), tmp_path / "out")
-    found = package.manifest.environment["search"]
-    taught = [candidate["shape"] for candidate in found["candidates"] if candidate["epochs"]]
+    found = searched(recipe(toy, dev=toy.train))
+    taught = [student for student in found.everyone if student.epochs]
     assert len(taught) >= 2
-    assert found["winner"] == taught[-1]
+    assert found.ranked[0] is taught[-1]
 
 
 def _cut(cutter: cut_encoder.EncoderCutter, *heads: int) -> Shape:
@@ -219,8 +244,8 @@ def test_without_clean_data_larger_ones_are_taught_where_size_pays(
     winner: int,
     toy: Toy,
     own_cache: Path,
-    tmp_path: Path,
     known_costs: None,
+    searched: Searched,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cut_encoder.EncoderCutter, "shapes", lambda self: [_cut(self, 2), _cut(self, 4)])
@@ -232,16 +257,15 @@ def test_without_clean_data_larger_ones_are_taught_where_size_pays(
     monkeypatch.setattr(search, "strange_share", lambda *_: strange)
     asked = iter(scores)
     monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(asked))
-    package = compile_model(recipe(toy), tmp_path / "out")
-    found = package.manifest.environment["search"]
-    taught = [candidate for candidate in found["candidates"] if candidate["epochs"]]
-    assert [candidate["score"] for candidate in taught] == left
-    assert found["winner"] == taught[winner]["shape"]
+    found = searched(recipe(toy))
+    taught = [student for student in found.everyone if student.epochs]
+    assert [student.score for student in taught] == left
+    assert found.ranked[0] is taught[winner]
     assert not [*asked]
 
 
 def test_the_time_of_a_round_is_planned_by_those_who_are_in_it(
-    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, own_cache: Path, known_costs: None, searched: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     portion_s = 3600 / 14.5  # of a slow student
     monkeypatch.setattr(
@@ -266,7 +290,7 @@ def test_the_time_of_a_round_is_planned_by_those_who_are_in_it(
     monkeypatch.setattr(teaching.Teaching, "teach", teach)
     # Tried on a copy before the first round; then it is known.
     monkeypatch.setattr(teaching.Teaching, "pace", lambda self, s: slow(self, s) if s.pace is None else s.pace)
-    compile_model(recipe(toy, search_budget="1h"), tmp_path / "out")
+    searched(recipe(toy, search_budget="1h"))
     assert not [*scores]
     # Half of the first round, the whole second, and of the third what there is time for: not the five portions each.
     assert [time / portion_s for time in times if time] == pytest.approx([0.5, 0.5, 3, 3, 3.5, 3.5], abs=0.05)
@@ -349,7 +373,7 @@ def test_labels_of_tokens_are_split_too() -> None:
 
 
 def test_students_are_taught_side_by_side(
-    toy: Toy, own_cache: Path, tmp_path: Path, known_costs: None, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, own_cache: Path, known_costs: None, searched: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
     monkeypatch.setattr(halving, "RUNGS", halving.RUNGS[:1])
@@ -361,9 +385,8 @@ def test_students_are_taught_side_by_side(
         real(ray, works, *args, **options)
 
     monkeypatch.setattr(teaching, "run_all", watch)
-    package = compile_model(recipe(toy, workers="2", search_budget="10m"), tmp_path / "out")
-    found = package.manifest.environment["search"]
-    assert ran == [[c["shape"] for c in found["candidates"]]]
+    found = searched(recipe(toy, workers="2", search_budget="10m"))
+    assert ran == [[student.shape.name for student in found.everyone]]
     assert len(ran[0]) > 1
 
 
