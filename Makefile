@@ -15,8 +15,7 @@ install: $(STAMP)  ## set up .venv with everything
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed; name it with make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	@# Python compiles the modules that it imports; pip would compile all 20,000, which takes a minute.
-	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
 demo: install  ## train, compile, gate, publish, serve and ask, on the data that the project carries
