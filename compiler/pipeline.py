@@ -174,8 +174,11 @@ class Pipeline:
             return Candidate(model, record=len(self.records) - 1, prepares=True)
         baseline = baseline or parent
         timing, speed_cached = self.evaluator.compare(baseline, model, step.name)
-        judged, batches_cached = self._speed(baseline, model, step.name)
-        cached &= speed_cached and batches_cached
+        cached &= speed_cached
+        judged = timing
+        if self.objective == "throughput":
+            judged, batches_cached = self._speed(baseline, model, step.name)
+            cached &= batches_cached
         bytes_first = self.objective == "size" or (self.size is not None and baseline.bytes > self.size)
         keep, why = earned(judged, baseline.bytes, model.bytes, step.preserves_function, bytes_first=bytes_first)
         reasons.append(f"in batches of {BATCH} {why}" if self.objective == "throughput" else why)
