@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What Python compiles is kept, whatever the shell says: the tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test test-kernels lint wheel bench bench-search bench-ablation bench-peers bench-perf-analyzer bench-ci prove-gate prove-pairs clean bench-kernels
 
@@ -15,7 +17,8 @@ install: $(STAMP)  ## set up .venv with everything
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed; name it with make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
+	@# Python compiles the modules that it imports; pip would compile all 20,000, which takes a minute.
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
 demo: install  ## train, compile, gate, publish, serve and ask, on the data that the project carries

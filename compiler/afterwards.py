@@ -8,6 +8,7 @@ from functools import partial
 
 from lepto.compiler.costs import Cost
 from lepto.compiler.cutter import Cutter
+from lepto.compiler.derived import made_anew
 from lepto.compiler.halving import (
     ENOUGH,
     LARGER,
@@ -73,7 +74,8 @@ class Afterwards:
         shapes = self.cutter.larger()
         if not shapes:
             return []
-        found = trials.measured(self.base, [(shape, self.cutter.cut(shape)) for shape in shapes], self.notes)
+        candidates = [(shape, made_anew(partial(self.cutter.cut, shape))) for shape in shapes]
+        found = trials.measured(self.base, candidates, self.notes)
         try:
             found, _ = within(found, self.latency_ms, self.size)
         except LeptoError:

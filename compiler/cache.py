@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from lepto.runtime.errors import is_full_disk
 from lepto.runtime.staging import sync_folder
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised whenever what a step writes changes its meaning."""
 
 

@@ -13,7 +13,7 @@ import contextlib
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from lepto.compiler.afterwards import Afterwards
 from lepto.compiler.context import Context
 from lepto.compiler.costs import Cost
 from lepto.compiler.data import Samples
+from lepto.compiler.derived import made_anew
 from lepto.compiler.enough_tokens import strange_share, with_enough_tokens
 from lepto.compiler.groundwork import Groundwork
 from lepto.compiler.halving import (
@@ -141,7 +142,7 @@ class Search:
         cutter = ground.cutter(base, lesson, strict=self.strict or self.setting.vectors)
         shapes = cutter.shapes()
         key = key_of(self.objective)
-        every = self.trials.measured(base, [(shape, cutter.cut(shape)) for shape in shapes], notes)
+        every = self.trials.measured(base, [(shape, made_anew(partial(cutter.cut, shape))) for shape in shapes], notes)
         every.sort(key=lambda s: key(s.cost))
         for student in every:
             student.gently = self._gently

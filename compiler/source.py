@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ class Source:
         learned: Ranges of activations that were trained with the weights; else None.
         load_module: Makes the PyTorch module; None for ONNX files.
         load_onnx: Reads the ONNX model; None for PyTorch.
+        anew: Whether ``load_module`` gives the same weights each time: the module is held only while it is used.
         example: Inputs of batch 2 to trace with, by name.
     """
 
@@ -93,16 +95,19 @@ class Source:
     learned: LearnedRanges | None = None
     load_module: Callable[[], torch.nn.Module] | None = None
     load_onnx: Callable[[], OnnxModel] | None = None
+    anew: bool = False
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def module(self) -> torch.nn.Module:
-        """The PyTorch module in evaluation mode, made once."""
+        """The PyTorch module in evaluation mode, made once, or ``anew`` when nobody holds it any more."""
         if self.load_module is None:
             raise TypeError(f"{self.reference} is an ONNX file: it has no PyTorch module")
-        if "module" not in self._made:
-            self._made["module"] = self.load_module().eval()
-        made: torch.nn.Module = self._made["module"]
-        return made
+        held: Callable[[], torch.nn.Module | None] = self._made.get("module", lambda: None)
+        module = held()
+        if module is None:
+            module = self.load_module().eval()
+            self._made["module"] = weakref.ref(module) if self.anew else lambda: module
+        return module
 
     def runner(self, threads: int) -> Callable[[Feed], npt.NDArray[np.float32]]:
         """A function from inputs to the first output, as the user runs the source today.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lepto.compiler.derived import copy_module, load, save
+from lepto.compiler.derived import copy_module, derive, held, load, save
 from lepto.compiler.encoder import Encoder, Sizes
 from lepto.compiler.halving import Student
 from lepto.compiler.setting import Say, Setting, Tell
@@ -123,7 +123,8 @@ class Teaching:
         self, student: Student, epochs: float, number: int, learning_rate: float, say: Say, tell: Tell
     ) -> tuple[dict[str, Any], Callable[[Lesson, Path], None]]:
         """The key of a student's next round, and the work."""
-        encoder, whole = Encoder.of(student.source.module()), Encoder.of(self.setting.root.module())
+        source = held(student.source)
+        encoder, whole = Encoder.of(source.module()), Encoder.of(self.setting.root.module())
         if encoder is not None:
             learning_rate *= (384 / max(encoder.sizes().width, 384)) ** 0.5
             if student.gently and whole is not None:
@@ -134,7 +135,7 @@ class Teaching:
             train_tables=self.train_tables,
             seed=self.setting.seed + number,
         )
-        what, name, source = f"round {number + 1}: {student.shape}", str(student.shape), student.source
+        what, name = f"round {number + 1}: {student.shape}", str(student.shape)
 
         def work(lesson: Lesson, stage: Path) -> None:
             from accelerate.utils import memory  # type: ignore[import-untyped]  # it ships no types
@@ -152,7 +153,7 @@ class Teaching:
                     name=name,
                     progress=lambda done, total: tell(what, done, total),
                 )
-                save(dataclasses.replace(source, load_module=lambda: module, _made={}), stage)
+                save(derive(source, module), stage)
 
             started = time.monotonic()
             try:

@@ -235,16 +235,18 @@ def text_collate(
         names: The model's inputs.
         max_length: Most tokens; None without a limit.
     """
+    # A list has 40 bytes for each token, and there are as many copies as samples make 50,000.
+    kept = [np.asarray(row, dtype=np.int32) for row in rows]
 
     def collate(indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        longest = max(len(rows[i]) for i in indices)
+        longest = max(len(kept[i]) for i in indices)
         stepped = -(-longest // _LENGTHS) * _LENGTHS
         longest = min(stepped, max_length or stepped)  # no row is longer than that
         ids = np.full((len(indices), longest), pad_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for place, i in enumerate(indices):
-            ids[place, : len(rows[i])] = rows[i]
-            mask[place, : len(rows[i])] = 1
+            ids[place, : len(kept[i])] = kept[i]
+            mask[place, : len(kept[i])] = 1
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         return {name: torch.from_numpy(arrays[name]) for name in names}
 
