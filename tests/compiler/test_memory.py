@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import platform
 import subprocess
 import sys
+import weakref
+from pathlib import Path
 
+import cloudpickle
+import numpy as np
 import pytest
+import torch
 
+from lepto.compiler.derived import copy_module, derive, held, load, made_anew, save
 from lepto.compiler.memory import peak_memory
+from lepto.compiler.source import Source, open_source
+
+from .conftest import Toy
 
 PIECES = """
 from pathlib import Path
@@ -49,3 +60,49 @@ def test_torch_keeps_less_of_each_shape_unless_told_otherwise() -> None:
 
 def test_the_peak_is_in_bytes() -> None:
     assert 2**24 < peak_memory() < 2**40
+
+
+def taught(source: Source) -> Source:
+    """A student that is one off the source in every weight."""
+    module = copy_module(source)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    return derive(source, module)
+
+
+def weights(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy().copy() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("how", ["stored", "cut again"])
+def test_a_student_holds_its_module_only_while_it_is_used(toy: Toy, tmp_path: Path, how: str) -> None:
+    root = open_source(str(toy.model))
+    student = taught(root)
+    save(student, tmp_path)
+    again = load(root, tmp_path) if how == "stored" else made_anew(lambda: taught(root))
+    for name in ("digest", "parameters", "bytes", "layers", "kept_tokens", "besides", "text"):
+        assert getattr(again, name) == getattr(student, name)
+    module = again.module()
+    assert again.module() is module
+    before, reference = weights(module), weakref.ref(module)
+    del module
+    gc.collect()
+    assert reference() is None
+    for name, array in weights(again.module()).items():
+        np.testing.assert_array_equal(array, before[name])
+        np.testing.assert_array_equal(array, student.module().state_dict()[name].numpy())
+    assert root.module() is root.module()  # the source itself is asked all the time
+
+
+def test_a_student_that_is_sent_away_needs_no_file(toy: Toy, tmp_path: Path) -> None:
+    root = open_source(str(toy.model))
+    save(taught(root), tmp_path)
+    stored = load(root, tmp_path)
+    sent = cloudpickle.dumps(held(stored))
+    for file in tmp_path.iterdir():
+        file.unlink()
+    there = pickle.loads(sent)
+    assert there.digest == stored.digest
+    table = next(iter(weights(root.module()).values()))
+    np.testing.assert_array_equal(next(iter(weights(there.module()).values())), table + 1)
