@@ -15,6 +15,7 @@ from lepto.compiler.costs import FORM as COST_FORM
 from lepto.compiler.costs import Cost, measure_costs, quick_int8, timing_feeds
 from lepto.compiler.cutter import Shape
 from lepto.compiler.data import Samples
+from lepto.compiler.derived import held
 from lepto.compiler.export.again import Exporter
 from lepto.compiler.halving import Student
 from lepto.compiler.memory import give_back
@@ -65,7 +66,7 @@ class Trials:
                     # What it has learned since does not change what it costs.
                     kind = repr((shape.name, shape.what))
                     if kind not in self._exports:
-                        self._exports[kind] = quick_int8(source, export=self._exporter, reduce_range=self.reduce_range)
+                        self._exports[kind] = self._quick_int8(source)
                     models[str(place)] = self._exports[kind]
                 except LeptoError as error:
                     notes.append(f"{shape} is left out: {error}")
@@ -89,6 +90,10 @@ class Trials:
             raise Left(f"no candidate could be exported: {notes[-1] if notes else ''}")
         return [Student(*candidates[int(place)], Cost(**cost)) for place, cost in stored.items()]
 
+    def _quick_int8(self, source: Source) -> OnnxModel:
+        # Its module is asked for several times.
+        return quick_int8(held(source), export=self._exporter, reduce_range=self.reduce_range)
+
     def on_dev(self, source: Source) -> float:
         """The metric of a source on the development samples."""
         return self.score(source, self.dev)
@@ -106,7 +111,7 @@ class Trials:
 
         def make(stage: Path) -> None:
             if rounded:
-                run = runner(quick_int8(source, export=self._exporter, reduce_range=self.reduce_range), threads)
+                run = runner(self._quick_int8(source), threads)
                 # One by one: in a batch the largest value of all decides how each is rounded.
                 outputs = logits_one_by_one(run, encode(samples.inputs, source.text), lambda _: None)
             else:

@@ -11,8 +11,6 @@ import pytest
 
 # Kernels run on CPU tensors. Triton reads this when it is imported, which torch may do in any test.
 os.environ.setdefault("TRITON_INTERPRET", "1")
-# Two workers share the cores. OpenMP's threads that wait by turning would take them from each other.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_configure() -> None:
