@@ -38,7 +38,7 @@ _TERMS = ("logits", "labels", "features")
 TOKENS = 1024
 """Tokens of a batch that a CPU runs at once.
 
-What layers keep for the way back grows with them. Three layers of width 768 held 1.11 GiB at the most while they learned
+What layers keep for the way back grows with them. Three layers of width 768 held 1.11 GiB at most while they learned
 from 64 batches of questions, in place of 1.37, and took 28 and 24 s in place of 27 and 28 (float32, 2 threads; two runs
 each). On a GPU many tokens at once are what makes it fast.
 """
