@@ -24,9 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## train, compile, gate, publish, serve and ask, on the data that the project carries
 	$(BIN)/lepto workload demo
 
-# A module's tests share what they compile, so that modules go to the workers whole, in the order of tests/conftest.py.
+# A module's tests share what they compile, so that modules go to the workers whole.
 test: install  ## run the tests: modules on two workers, then what must have the machine for itself
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 -m 'not thorough and not alone'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=30 -m 'not thorough and not alone'
 	$(BIN)/python -m pytest -m 'alone and not thorough'
 
 test-kernels: install  ## run all tests of the kernels, also those that `make test` leaves out

@@ -13,15 +13,6 @@ import pytest
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-LONGEST = ("test_road.py", "test_searching.py")
-"""Modules that come first: one that takes minutes would keep one of two workers waiting in the end."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the longest modules to the front; the others stay as they are."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
-
-
 def pytest_configure() -> None:
     """Let children be interrupted: a shell's background jobs inherit an ignored SIGINT, and pass it on."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
