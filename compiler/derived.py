@@ -156,6 +156,7 @@ def load(root: Source, folder: Path) -> Source:
 
 
 _PLAIN = ("digest", "parameters", "bytes", "kept_tokens", "besides")
+"""What is stored of a source as it is: known without its weights."""
 
 
 def _example(source: Source, sizes: Sizes | None) -> Feed:

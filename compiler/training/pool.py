@@ -235,7 +235,7 @@ def text_collate(
         names: The model's inputs.
         max_length: Most tokens; None without a limit.
     """
-    # A list has 40 bytes for each token, and there are as many copies as samples make 50,000.
+    # A list has 40 bytes for each token, and with their copies the samples are some 50,000 rows.
     kept = [np.asarray(row, dtype=np.int32) for row in rows]
 
     def collate(indices: Sequence[int]) -> dict[str, torch.Tensor]:
