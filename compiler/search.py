@@ -183,7 +183,7 @@ class Search:
                     ),
                     default=0,
                 )
-                students = survivors(students, self.allowed, rung, key, room)
+                students = survivors(students, self.allowed, rung, key, room, self._margin)
                 # Those that go on are seldom the fastest to teach.
                 pace = statistics.mean(map(teaching.pace, students))
             needed = portions(len(students), number) * unit * pace
@@ -206,13 +206,7 @@ class Search:
         taught, every = (*taught, *larger), [*every, *larger]
         reference = self._reference(taught)
         minimum = reference - self.allowed(reference)
-        margin = halving.margin(
-            reference - minimum,
-            len(self.dev),
-            clean=self.clean,
-            strict=self.strict or gained,
-            decided=not self.setting.vectors,
-        )
+        margin = self._margin(reference - minimum, gained=gained)
         if self.clean and max(s.score for s in taught) < minimum + margin - 1e-12:
             more = after.larger(taught, minimum + margin)
             taught, every = (*taught, *more), [*every, *more]
@@ -248,6 +242,15 @@ class Search:
         ones that would keep the budget are passed over. For vectors it was not measured.
         """
         return self.clean and not self.setting.vectors
+
+    def _margin(self, drop: float, *, gained: bool = False) -> float:
+        return halving.margin(
+            drop,
+            len(self.dev),
+            clean=self.clean,
+            strict=self.strict or gained,
+            decided=not self.setting.vectors,
+        )
 
     def _reference(self, students: Sequence[Student]) -> float:
         """What the budget is counted from: the source where it has not seen the samples, else the best student."""

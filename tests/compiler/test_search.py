@@ -196,6 +196,13 @@ def test_with_two_places_the_likely_winner_and_a_bold_one_go_on_and_not_the_best
     bold, likely, best = _student(1, 0.92), _student(2, 0.932), _student(4, 0.935)
     rung = Rung(1, 2, promise=0.9, slack=0.5, learning_rate=1e-3)
     assert survivors([best, likely, bold], lambda score: 0.01 * score, rung, FASTEST) == [bold, likely]
+    # Likely is who is expected to be good enough at the end, which is more than to be within the drop.
+    surer = _student(3, 0.934)
+    asked = dict(allowed=lambda score: 0.01 * score, rung=rung, key=FASTEST)
+    assert survivors([best, surer, likely, bold], **asked) == [bold, likely]
+    assert survivors([best, surer, likely, bold], **asked, margin=lambda drop: 0.8 * drop) == [bold, surer]
+    # Where the best alone may be good enough it is the likely one: few samples make the margin larger than the drop.
+    assert survivors([best, surer, likely, bold], **asked, margin=lambda drop: 2 * drop) == [bold, best]
     # If the cheapest is likely itself, the best is what it is measured by.
     assert survivors([best, likely], lambda score: 0.01 * score, rung, FASTEST) == [likely, best]
 
