@@ -225,9 +225,9 @@ def survivors(
         rung: The round to come.
         key: What is to be small.
         room: How many there is time for.
-        margin: From the largest drop to how far above it is safe. Without it, one whole layer, expected at 92.82 %, went
-            on in place of two, expected at 93.08 %, where 92.98 % were to be asked for: neither was good enough then,
-            and three whole layers, the best, were taken, which cost three times as much (BANKING77 on a Zen 3).
+        margin: From the largest drop to how far above it is safe. Without it one whole layer, expected at 92.82 %, went
+            on in place of two small ones, expected at 93.09 %, where 92.98 % was to be asked for. It fell short, and
+            three whole layers, which cost three times as much, were taken (BANKING77 on a Zen 3).
 
     Returns:
         Ascending by cost; those of the front first.

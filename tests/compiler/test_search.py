@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -198,11 +199,11 @@ def test_with_two_places_the_likely_winner_and_a_bold_one_go_on_and_not_the_best
     assert survivors([best, likely, bold], lambda score: 0.01 * score, rung, FASTEST) == [bold, likely]
     # Likely is who is expected to be good enough at the end, which is more than to be within the drop.
     surer = _student(3, 0.934)
-    asked = dict(allowed=lambda score: 0.01 * score, rung=rung, key=FASTEST)
-    assert survivors([best, surer, likely, bold], **asked) == [bold, likely]
-    assert survivors([best, surer, likely, bold], **asked, margin=lambda drop: 0.8 * drop) == [bold, surer]
+    four = partial(survivors, [best, surer, likely, bold], lambda score: 0.01 * score, rung, FASTEST)
+    assert four() == [bold, likely]
+    assert four(margin=lambda drop: 0.8 * drop) == [bold, surer]
     # Where the best alone may be good enough it is the likely one: few samples make the margin larger than the drop.
-    assert survivors([best, surer, likely, bold], **asked, margin=lambda drop: 2 * drop) == [bold, best]
+    assert four(margin=lambda drop: 2 * drop) == [bold, best]
     # If the cheapest is likely itself, the best is what it is measured by.
     assert survivors([best, likely], lambda score: 0.01 * score, rung, FASTEST) == [likely, best]
 
