@@ -61,8 +61,8 @@ class Afterwards:
 
         Args:
             taught: All that were.
-            enough: The score that is looked for; or the least that the first must have to show that students gain with
-                their size.
+            enough: What is looked for on the development samples; or the least that the first must have to show that
+                students gain with their size.
             seek: Whether it is looked for, and the first that has it is the last. Else it is not known what is enough:
                 after the first, larger ones are taught as long as each is better than those before.
 
@@ -70,7 +70,7 @@ class Afterwards:
             Those that were taught.
         """
         trials, setting, larger = self.trials, self.trials.setting, list[Student]()
-        best = max(s.score for s in taught)
+        best = max(s.right for s in taught)
         shapes = self.cutter.larger()
         if not shapes:
             return []
@@ -98,9 +98,9 @@ class Afterwards:
             student.gently = True
             trials.teach(self.teaching, student, epochs, len(RUNGS), LARGER.learning_rate)
             larger.append(student)
-            if _reaches(student, enough) if seek else student.score <= best or not _reaches(larger[0], enough):
+            if student.right >= enough - 1e-12 if seek else student.right <= best or larger[0].right < enough - 1e-12:
                 break
-            best = max(best, student.score)
+            best = max(best, student.right)
         return larger
 
     def smaller(self, taught: Sequence[Student], minimum: float, enough: float) -> list[Student]:

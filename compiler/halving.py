@@ -61,7 +61,9 @@ class Student:
         shape: What it is cut to.
         source: The module, cut and taught so far.
         cost: Measured.
-        score: On the development samples.
+        score: What students are compared by: the metric on the development samples, or, where the source knows texts
+            by heart, how near it comes to the source on copies of them that lack words.
+        right: The metric on the development samples.
         epochs: How long it was taught.
         history: Epochs and score after each round.
         gently: Whether its learning rate is the lower the more it keeps of the source.
@@ -72,6 +74,7 @@ class Student:
     source: Source
     cost: Cost
     score: float = 0.0
+    right: float = 0.0
     epochs: float = 0.0
     history: list[tuple[float, float]] = field(default_factory=list)
     gently: bool = False
@@ -79,7 +82,8 @@ class Student:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"shape": self.shape.name, "score": self.score, "epochs": self.epochs, **self.cost.to_json()}
+        own = {"shape": self.shape.name, "score": self.score, "development": self.right, "epochs": self.epochs}
+        return {**own, **self.cost.to_json()}
 
 
 def portion(count: int) -> int:
@@ -233,14 +237,14 @@ def survivors(
         Ascending by cost; those of the front first.
     """
     best = max(students, key=lambda s: (s.score, -key(s.cost)))  # of equals the cheapest
-    reached = expected(best, rung)
+    reached = expected(best.score, rung)
     drop = allowed(reached)
     bar = reached - (1 + rung.slack) * drop
-    may = [s for s in front(students, key) if expected(s, rung) >= bar]
+    may = [s for s in front(students, key) if expected(s.score, rung) >= bar]
     # Few samples may make the margin larger than the drop: then the best alone may do.
-    likely = next((s for s in may if expected(s, rung) >= reached - drop + margin(drop)), best)
+    likely = next((s for s in may if expected(s.score, rung) >= reached - drop + margin(drop)), best)
     chosen = list({id(s): s for s in (likely, may[0], best, *may)}.values())[: rung.most]
-    others = [s for s in sorted(students, key=lambda s: -s.score) if s not in chosen and expected(s, rung) >= bar]
+    others = [s for s in sorted(students, key=lambda s: -s.score) if s not in chosen and expected(s.score, rung) >= bar]
     return [*sorted(chosen, key=lambda s: key(s.cost)), *others[: max(0, min(room, rung.most) - len(chosen))]]
 
 
@@ -258,13 +262,33 @@ def rising(students: Sequence[Student], allowed: Callable[[float], float], rung:
     *others, dearest = sorted(students, key=lambda s: s.shape.predicted_ms)
     if not others:
         return False
-    reached = expected(dearest, rung)
-    return reached - rung.slack * allowed(reached) > max(expected(s, rung) for s in others)
+    reached = expected(dearest.score, rung)
+    return reached - rung.slack * allowed(reached) > max(expected(s.score, rung) for s in others)
 
 
-def expected(student: Student, rung: Rung) -> float:
-    """What a student is expected to score after the round to come."""
-    return 1 - rung.promise * (1 - student.score)
+def gains(larger: Sequence[Student], reached: float, safe: float) -> bool:
+    """Whether larger students show by the metric that size pays, on samples that the source knows by heart.
+
+    One that is a little better shows nothing, since it keeps more of the source and so of what that knows. On BANKING77
+    six layers, cut, were 1.8 points ahead of two small ones on held-out texts, and 0.7 points on test texts, where one
+    may lose 0.9; it was taken, and was a quarter as fast. (Asked on copies that lack words they are ahead by as much:
+    they answer as the source does there, too.) So the next larger one is to be better still (as on CLINC150,
+    TREC and CoNLL-2003), or one by as much as decides (as on AG News).
+
+    Args:
+        larger: In the order in which they were taught; each but the last was better than those before it.
+        reached: What the largest of the others is expected to reach: the first is to reach it, too.
+        safe: How much more decides.
+    """
+    if not larger or larger[0].right < reached - 1e-12:
+        return False
+    scores = [s.right for s in larger]
+    return max(scores) > scores[0] or max(scores) >= reached + safe
+
+
+def expected(score: float, rung: Rung) -> float:
+    """What a student with this score is expected to score after the round to come."""
+    return 1 - rung.promise * (1 - score)
 
 
 def within(students: Sequence[Student], latency_ms: float | None, size: int | None) -> tuple[list[Student], str]:

@@ -20,6 +20,7 @@ import torch
 
 from lepto.compiler import halving
 from lepto.compiler.afterwards import Afterwards
+from lepto.compiler.by_heart import lacking_words
 from lepto.compiler.context import Context
 from lepto.compiler.costs import Cost
 from lepto.compiler.data import Samples
@@ -45,7 +46,7 @@ from lepto.compiler.source import Source
 from lepto.compiler.teaching import Teaching
 from lepto.compiler.trials import Score, Trials
 from lepto.compiler.workers import Workers, cluster
-from lepto.runtime.manifest import TOKEN_CLASSIFICATION
+from lepto.runtime.manifest import TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 _LEAST = 0.05
 """The least part of the plan for a first round."""
@@ -67,8 +68,8 @@ class Found:
     Attributes:
         ranked: Students, the one to take first; the others are what to fall back to.
         everyone: All that were taught, and those that no budget let in, by cost.
-        reference: The score on the development samples that the budget is counted from.
-        minimum: The lowest development score that was looked for.
+        reference: The score that the budget is counted from.
+        minimum: The lowest score that was looked for.
         base: The source with its vocabulary trimmed.
         notes: What was decided, and why.
         seconds: What it took, or would have taken without the cache.
@@ -121,7 +122,8 @@ class Search:
 
     def __post_init__(self) -> None:
         """Open the trials."""
-        object.__setattr__(self, "trials", Trials(self.setting, self.dev, self.score, self.reduce_range))
+        copies = lacking_words(self.dev, self.setting.seed) if self._by_heart else None
+        object.__setattr__(self, "trials", Trials(self.setting, self.dev, self.score, self.reduce_range, copies))
 
     def __call__(self) -> Found:
         """Run it.
@@ -138,6 +140,8 @@ class Search:
         spent, say = self.setting.spent, self.setting.say
         ground = Groundwork(self.setting, self.train, self._trimmed)
         base, lesson, notes = ground.base()
+        if self.trials.copies is not None:
+            notes.append("the source has learned the held-out texts: students are compared on copies that lack words")
         # A vector in which one layer of six has had a say is far from the source's.
         cutter = ground.cutter(base, lesson, strict=self.strict or self.setting.vectors)
         shapes = cutter.shapes()
@@ -165,14 +169,14 @@ class Search:
         for number, rung in enumerate(halving.RUNGS):
             if number and not larger and self._size_may_pay(taught, rung):
                 # The dearest of them is expected to become so good by itself.
-                reached = halving.expected(max(taught, key=lambda s: s.shape.predicted_ms), rung)
+                reached = halving.expected(max(taught, key=lambda s: s.shape.predicted_ms).right, rung)
                 larger = after.larger(taught, reached, seek=False)
-                gained = any(s.score >= reached - 1e-12 for s in larger)
+                gained = halving.gains(larger, reached, self._margin(self.allowed(reached)))
                 if gained:
                     notes.append("students still gained with their size, so that the most accurate is taken")
                     break
                 if larger:
-                    notes.append(f"{larger[0].shape} gained nothing by its size ({reached:.4f} were expected)")
+                    notes.append(f"{larger[0].shape} gained too little by its size ({reached:.4f} were expected)")
             if number:
                 left_s = spent.left
                 room = max(
@@ -203,8 +207,9 @@ class Search:
                 self.trials.teach(teaching, student, epochs, number, rung.learning_rate)
             pace = statistics.mean(map(teaching.pace, students))
             say(f"round {number + 1}: {self._front_text(taught, key)}; {self._left()}")
+        # Those that gained too little are no measure: what they keep of the source knows these samples by heart.
+        reference = self._reference((*taught, *larger) if gained else taught)
         taught, every = (*taught, *larger), [*every, *larger]
-        reference = self._reference(taught)
         minimum = reference - self.allowed(reference)
         margin = self._margin(reference - minimum, gained=gained)
         if self.clean and max(s.score for s in taught) < minimum + margin - 1e-12:
@@ -222,13 +227,18 @@ class Search:
         if not self.clean:
             return True  # the best of them is what the others are measured by
         reference = self.trials.on_dev(self.setting.root)
-        return max(halving.expected(s, rung) for s in students) >= reference - self.allowed(reference)
+        return max(halving.expected(s.score, rung) for s in students) >= reference - self.allowed(reference)
 
     def _size_may_pay(self, students: Sequence[Student], rung: Rung) -> bool:
         """Whether a larger student is to be tried before the rounds go on: the best of these may be no measure."""
         if self.clean:
             return False
         return halving.rising(students, self.allowed, rung) or self._strange >= _STRANGE
+
+    @property
+    def _by_heart(self) -> bool:
+        """Whether the source has learned the development samples: then students are compared on copies of them."""
+        return self.setting.root.task == TEXT_CLASSIFICATION and not self.clean
 
     @cached_property
     def _strange(self) -> float:

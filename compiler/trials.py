@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lepto.compiler.by_heart import nearness
 from lepto.compiler.context import Left, PassError
 from lepto.compiler.costs import FORM as COST_FORM
 from lepto.compiler.costs import Cost, measure_costs, quick_int8, timing_feeds
@@ -41,12 +42,15 @@ class Trials:
         dev: Development samples.
         metric: The task's.
         reduce_range: Whether weights keep to seven bits on the target.
+        copies: On which students are measured by how near they come to the source, in place of the metric on the
+            development samples; None where that says enough.
     """
 
     setting: Setting
     dev: Samples
     metric: Score
     reduce_range: bool
+    copies: Samples | None = None
     _exporter: Exporter = field(init=False)
     _exports: dict[str, OnnxModel] = field(default_factory=dict, init=False)
 
@@ -98,13 +102,26 @@ class Trials:
         """The metric of a source on the development samples."""
         return self.score(source, self.dev)
 
-    def score(self, source: Source, samples: Samples) -> float:
-        """The metric of a source on samples, as it is, in float32; of vectors as it will be, in int8.
+    def judged(self, student: Source) -> tuple[float, float]:
+        """What students are compared by, and the metric on the development samples."""
+        right = self.on_dev(student)
+        if self.copies is None:
+            return right, right
+        own = self._outputs(self.setting.root, self.copies)
+        return nearness(own, self._outputs(student, self.copies)), right
 
-        What rounding costs hardly ever changes a decision, but every vector, by as much as may be lost in all.
+    def score(self, source: Source, samples: Samples) -> float:
+        """The metric of a source on samples.
 
         Raises:
             PassError: Its outputs are not finite.
+        """
+        return self.metric(self._outputs(source, samples), samples)
+
+    def _outputs(self, source: Source, samples: Samples) -> npt.NDArray[np.float32]:
+        """What a source answers, as it is, in float32; vectors as it will be, in int8.
+
+        What rounding costs hardly ever changes a decision, but every vector, by as much as may be lost in all.
         """
         threads = self.setting.threads
         rounded = self.setting.vectors and source.digest != self.setting.root.digest
@@ -122,10 +139,10 @@ class Trials:
         if rounded:
             key["rounded"] = f"int8, seven bits: {self.reduce_range}"
         entry = self.setting.kept("dev-logits", key, make)
-        logits = np.load(entry / "logits.npy")
+        logits: npt.NDArray[np.float32] = np.load(entry / "logits.npy")
         if not np.isfinite(logits).all():
             raise PassError("outputs on the development samples are not finite")
-        return self.metric(logits, samples)
+        return logits
 
     def teach(self, teaching: Teaching, student: Student, epochs: float, number: int, learning_rate: float) -> None:
         """Teach one student on, and ask how good it is."""
@@ -133,13 +150,14 @@ class Trials:
         give_back()
         self.setting.spent.add(took, teaching=True)
         student.pace = took / (epochs * teaching.epoch)
-        score, before = self.on_dev(learned), student.score
+        (score, right), before = self.judged(learned), student.score
         student.epochs = round(student.epochs + epochs, 2)
         student.history.append((student.epochs, score))
         if not number or score >= before:  # more teaching can do harm, too
-            student.source, student.score = learned, score
+            student.source, student.score, student.right = learned, score, right
+        near = "" if self.copies is None else f", {score:.4f} of the source"
         self.setting.say(
-            f"{student.shape}: {score:.4f} on the development samples after {student.epochs:g} epochs, "
+            f"{student.shape}: {right:.4f} on the development samples{near} after {student.epochs:g} epochs, "
             f"{student.cost.p50_ms:.3f} ms, {size_text(student.cost.bytes)} "
             f"({'cached' if cached else f'{took:.0f} s'})"
         )

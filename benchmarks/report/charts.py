@@ -95,7 +95,7 @@ def _searched(taught: Sequence[dict[str, Any]], rest: Sequence[dict[str, Any]], 
         ("beaten", [o for o in taught if not o.get("front") and o["shape"] != winner], SOURCE, 0.5),
     )
     traces += [_bubbles(name, own, color, opacity) for name, own, color, opacity in groups if own]
-    layout = _axes("p50 of one sample, ms (log)", "metric on the development samples")
+    layout = _axes("p50 of one sample, ms (log)", "score on the development samples")
     layout["xaxis"] |= _log_axis([one["p50_ms"] for one in taught])
     reference = search.get("reference")
     if reference is not None:

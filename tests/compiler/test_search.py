@@ -27,6 +27,7 @@ from lepto.compiler.halving import (
     allowed_share,
     answerable,
     front,
+    gains,
     key_of,
     margin,
     portion,
@@ -58,7 +59,7 @@ FASTEST = key_of("latency")
 
 def _student(ms: float, score: float, size: int = 1, throughput: float = 1.0) -> Student:
     cost = Cost(ms, 2 * ms, throughput, size)
-    return Student(Shape(f"{ms:g} ms", ms, None), None, cost, score)  # type: ignore[arg-type]
+    return Student(Shape(f"{ms:g} ms", ms, None), None, cost, score, score)  # type: ignore[arg-type]
 
 
 def test_the_development_split_is_a_part_and_keeps_the_shares_of_the_labels() -> None:
@@ -175,6 +176,25 @@ def test_gently_is_at_a_lower_rate(toy: Toy, tmp_path: Path) -> None:
 def test_whether_students_still_gain_with_their_size(scores: tuple[float, ...], rung: Rung, still: bool) -> None:
     students = [_student(place + 1.0, score) for place, score in enumerate(scores)]
     assert rising(students[::-1], lambda score: 0.01 * score, rung) == still
+
+
+@pytest.mark.parametrize(
+    ("larger", "reached", "pays"),
+    [
+        # What larger students had, in turn, and what the largest of the others was expected to reach.
+        ((0.9452, 0.9422), 0.9426, False),  # BANKING77
+        ((0.9432,), 0.9444, False),  # the same by DistilBERT's architecture
+        ((0.9847,), 0.9868, False),  # Snips
+        ((0.9820, 0.9833, 0.9840), 0.9808, True),  # CLINC150
+        ((0.9725, 0.9853), 0.9640, True),  # TREC
+        ((0.9273, 0.9250), 0.9140, True),  # AG News
+        ((), 0.9, False),
+        ((0.905,), 0.9, True),
+        ((0.904,), 0.9, False),
+    ],
+)
+def test_larger_students_show_that_size_pays(larger: tuple[float, ...], reached: float, pays: bool) -> None:
+    assert gains([_student(1.0 + place, score) for place, score in enumerate(larger)], reached, 0.0047) == pays
 
 
 def test_survivors_are_the_fastest_that_may_reach_it_and_the_best() -> None:

@@ -177,7 +177,7 @@ def test_a_cut_that_comes_near_is_taught_a_second_time(
     monkeypatch.setattr(afterwards, "MOST_CUTS", 1)
     # Three rounds; the cut one below what is looked for to be safe (0.765), but not below the least (0.63); and then.
     scores = iter((0.9, 0.9, 0.9, 0.7, 0.8))
-    monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(scores))
+    monkeypatch.setattr(trials.Trials, "judged", lambda *_: (next(scores),) * 2)
     found = searched(recipe(toy, max_drop="30%"))
     first, cut = sorted(found.everyone, key=lambda student: -student.cost.bytes)
     assert (first.score, cut.score) == (0.9, 0.8)
@@ -231,7 +231,15 @@ LARGER_ONES = {
     ),
     # The larger one is better than the second had been, but not than 0.85, which that reaches in two rounds more.
     "the second is far ahead, and size does not pay": (0.0, (0.3, 0.8, 0.84, 0.86, 0.88), [0.3, 0.88, 0.84], 1),
-    "no one is ahead, but many texts are strange": (0.2, (0.8, 0.795, 0.86, 0.855), [0.8, 0.795, 0.86, 0.855], 2),
+    # By more than the margin, though the next one is worse.
+    "no one is ahead, but many texts are strange": (0.2, (0.8, 0.795, 0.92, 0.91), [0.8, 0.795, 0.92, 0.91], 2),
+    # By less than the margin: it shows nothing, and is no measure of the others (of 0.87 the first is too far).
+    "a larger one is hardly better": (
+        0.2,
+        (0.8, 0.795, 0.87, 0.86, 0.82, 0.85, 0.81, 0.84),
+        [0.82, 0.85, 0.87, 0.86],
+        0,
+    ),
     "no one is ahead": (0.19, (0.8, 0.795, 0.9, 0.89, 0.91, 0.9), [0.91, 0.9], 0),
 }
 
@@ -256,7 +264,7 @@ def test_without_clean_data_larger_ones_are_taught_where_size_pays(
     )
     monkeypatch.setattr(search, "strange_share", lambda *_: strange)
     asked = iter(scores)
-    monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(asked))
+    monkeypatch.setattr(trials.Trials, "judged", lambda *_: (next(asked),) * 2)
     found = searched(recipe(toy))
     taught = [student for student in found.everyone if student.epochs]
     assert [student.score for student in taught] == left
@@ -276,7 +284,7 @@ def test_the_time_of_a_round_is_planned_by_those_who_are_in_it(
     monkeypatch.setattr(search, "strange_share", lambda *_: 0.0)
     # All four go on to the second round, and the two slow ones to the third.
     scores = iter((0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.89, 0.9, 0.9, 0.9))
-    monkeypatch.setattr(trials.Trials, "on_dev", lambda *_: next(scores))
+    monkeypatch.setattr(trials.Trials, "judged", lambda *_: (next(scores),) * 2)
     times: list[float] = []
 
     def slow(self: teaching.Teaching, student: halving.Student) -> float:
