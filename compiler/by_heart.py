@@ -13,7 +13,7 @@ import dataclasses
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
+from scipy.special import softmax  # type: ignore[import-untyped]  # scipy ships no types
 
 from lepto.compiler.data import Samples
 
