@@ -166,24 +166,39 @@ def fitting(students: list[Student], portion_s: float, left_s: float) -> list[St
     return students
 
 
-def margin(allowed: float, samples: int, *, clean: bool, strict: bool, decided: bool = True) -> float:
+def margin(
+    allowed: float,
+    samples: int,
+    *,
+    clean: bool,
+    strict: bool,
+    decided: bool = True,
+    graded: bool = False,
+    last: bool = True,
+) -> float:
     """How far above the lowest score a student is to be, since one is judged, once, and not on these samples.
 
     A share of the allowed drop: samples that the source was trained on say less, and a bound asks for more than a
-    point. At least half a standard error of a difference: few samples hardly tell students apart, where each is right
-    or wrong.
+    point. By their labels students are two to three times as far apart as on test data, so that half of the drop is
+    enough; the source's softmax on copies says what they are apart, and the best of them is behind the source, too. At
+    least half a standard error of a difference: few samples hardly tell students apart, where each is right or wrong.
 
     Args:
         allowed: The largest drop.
         samples: Development samples.
         clean: Whether the source has not seen them.
         strict: Whether a bound must keep the drop.
+        graded: Whether students are compared by the source's softmax on copies of samples that it was trained on.
+        last: Whether one is chosen by it, and not who is taught on: who is chosen by a score has it by luck, too (half
+            a standard error is a tenth of the drop where a thousand texts are held out).
         decided: Whether a sample is either right or wrong. Vectors are near or far, which a few hundred samples say to
             a thousandth, and none is right but the source's.
     """
     if not decided:
         return 0.1 * allowed
     share = 1.0 if strict else 0.25 if clean else 0.5
+    if graded and not strict:
+        share = 0.85 if last else 0.75
     return max(share * allowed, 0.5 * math.sqrt(_CHANGED / samples))
 
 

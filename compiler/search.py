@@ -171,7 +171,7 @@ class Search:
                 # The dearest of them is expected to become so good by itself.
                 reached = halving.expected(max(taught, key=lambda s: s.shape.predicted_ms).right, rung)
                 larger = after.larger(taught, reached, seek=False)
-                gained = halving.gains(larger, reached, self._margin(self.allowed(reached)))
+                gained = halving.gains(larger, reached, 0.5 * self.allowed(reached))
                 if gained:
                     notes.append("students still gained with their size, so that the most accurate is taken")
                     break
@@ -187,7 +187,7 @@ class Search:
                     ),
                     default=0,
                 )
-                students = survivors(students, self.allowed, rung, key, room, self._margin)
+                students = survivors(students, self.allowed, rung, key, room, partial(self._margin, last=False))
                 # Those that go on are seldom the fastest to teach.
                 pace = statistics.mean(map(teaching.pace, students))
             needed = portions(len(students), number) * unit * pace
@@ -253,13 +253,15 @@ class Search:
         """
         return self.clean and not self.setting.vectors
 
-    def _margin(self, drop: float, *, gained: bool = False) -> float:
+    def _margin(self, drop: float, *, gained: bool = False, last: bool = True) -> float:
         return halving.margin(
             drop,
             len(self.dev),
             clean=self.clean,
             strict=self.strict or gained,
             decided=not self.setting.vectors,
+            graded=self._by_heart,
+            last=last,
         )
 
     def _reference(self, students: Sequence[Student]) -> float:

@@ -103,6 +103,9 @@ def test_the_cheapest_good_one_is_judged_first_and_then_dearer_ones_by_accuracy(
 def test_the_margin_is_a_share_of_the_drop_and_grows_where_samples_are_few() -> None:
     assert margin(0.01, 10_000, clean=True, strict=False) == pytest.approx(0.0025)
     assert margin(0.01, 10_000, clean=False, strict=False) == pytest.approx(0.005)
+    assert margin(0.01, 10_000, clean=False, strict=False, graded=True, last=False) == pytest.approx(0.0075)
+    assert margin(0.01, 10_000, clean=False, strict=False, graded=True) == pytest.approx(0.0085)
+    assert margin(0.01, 10_000, clean=False, strict=True, graded=True) == pytest.approx(0.01)
     assert margin(0.01, 10_000, clean=True, strict=True) == pytest.approx(0.01)
     assert margin(0.01, 125, clean=True, strict=False) == pytest.approx(0.01)  # half of sqrt(0.05 / 125)
     assert margin(0.01, 20, clean=False, strict=False) == pytest.approx(0.025)
