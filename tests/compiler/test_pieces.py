@@ -53,6 +53,8 @@ def test_pieces_take_the_step_that_the_whole_batch_takes(tagger: bool, monkeypat
         vocab_size=100, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         num_labels=CLASSES, max_position_embeddings=64,
     )  # fmt: skip
+    # In float32: how bfloat16 rounds a product depends on its shape.
+    monkeypatch.setattr("lepto.compiler.training.pool.has_bf16", lambda: False)
     torch.manual_seed(0)
     start = (BertForTokenClassification if tagger else BertForSequenceClassification)(config).eval()
     taught, losses, most = [], [], []
