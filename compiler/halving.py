@@ -287,8 +287,8 @@ def gains(larger: Sequence[Student], reached: float, safe: float) -> bool:
     One that is a little better shows nothing, since it keeps more of the source and so of what that knows. On BANKING77
     six layers, cut, were 1.8 points ahead of two small ones on held-out texts, and 0.7 points on test texts, where one
     may lose 0.9; it was taken, and was a quarter as fast. (Asked on copies that lack words they are ahead by as much:
-    they answer as the source does there, too.) So the next larger one is to be better still (as on CLINC150,
-    TREC and CoNLL-2003), or one by as much as decides (as on AG News).
+    they answer as the source does there, too.) So the next larger one is to be better still (as on CLINC150, TREC and
+    CoNLL-2003), or one by as much as decides.
 
     Args:
         larger: In the order in which they were taught; each but the last was better than those before it.
