@@ -143,7 +143,11 @@ class Search:
         if self.trials.copies is not None:
             notes.append("the source has learned the held-out texts: students are compared on copies that lack words")
         # A vector in which one layer of six has had a say is far from the source's.
-        cutter = ground.cutter(base, lesson, strict=self.strict or self.setting.vectors)
+        strict = self.strict or self.setting.vectors
+        cutter = spent.on(
+            {"what matters": base.digest, "train": lesson.digest, "strict": strict},
+            partial(ground.cutter, base, lesson, strict=strict),
+        )
         shapes = cutter.shapes()
         key = key_of(self.objective)
         every = self.trials.measured(base, [(shape, made_anew(partial(cutter.cut, shape))) for shape in shapes], notes)

@@ -58,11 +58,12 @@ class Setting:
         return self.root.task == FEATURE_EXTRACTION
 
     def kept(self, step: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-        """The folder of a step's result, from the cache or made by ``make``, for these versions.
+        """The folder of a step's result, from the cache or made by ``make``, for these versions; its time is counted.
 
         Args:
             step: What the step is called.
             key: What else decides the result, as JSON values.
             make: Writes the result's files into an empty folder.
         """
-        return self.cache.get(step, {**key, "versions": dict(self.versions)}, make)[0]
+        whole = {**key, "versions": dict(self.versions)}
+        return self.spent.on({step: key}, lambda: self.cache.get(step, whole, make)[0])

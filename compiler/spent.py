@@ -24,6 +24,8 @@ class Spent:
         key: What all of them depend on.
         seconds: Spent so far, or when it was run first.
         teaching: The part of it in which the source answered and students were taught.
+
+    A step inside another one is part of that; one that is done again is counted once, when it was work.
     """
 
     limit: float
@@ -31,6 +33,8 @@ class Spent:
     key: Mapping[str, Any]
     seconds: float = field(default=0.0, init=False)
     teaching: float = field(default=0.0, init=False)
+    _counted: set[str] = field(default_factory=set, init=False)
+    _inside: bool = field(default=False, init=False)
 
     @property
     def left(self) -> float:
@@ -50,9 +54,17 @@ class Spent:
             work: The step.
             teaching: Whether it belongs to the teaching.
         """
-        started = time.monotonic()
-        result = work()
+        if self._inside:
+            return work()
+        self._inside, started = True, time.monotonic()
+        try:
+            result = work()
+        finally:
+            self._inside = False
         took = time.monotonic() - started
+        if (name := json.dumps(step, sort_keys=True)) in self._counted:
+            return result
+        self._counted.add(name)
 
         def make(stage: Path) -> None:
             (stage / "seconds.json").write_text(json.dumps(took))

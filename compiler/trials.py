@@ -88,7 +88,7 @@ class Trials:
             "reduce_range": self.reduce_range,
             "form": [COST_FORM, TIMING_FORM],
         }
-        entry = setting.spent.on({"costs": key}, lambda: setting.kept("costs", key, make))
+        entry = setting.kept("costs", key, make)
         stored = json.loads((entry / "costs.json").read_text())
         if not stored:
             raise Left(f"no candidate could be exported: {notes[-1] if notes else ''}")
@@ -126,13 +126,20 @@ class Trials:
         threads = self.setting.threads
         rounded = self.setting.vectors and source.digest != self.setting.root.digest
 
+        done = 0
+
+        def answered(count: int) -> None:
+            nonlocal done
+            done += count
+            self.setting.tell("held-out samples are answered", done, len(samples))
+
         def make(stage: Path) -> None:
             if rounded:
                 run = runner(self._quick_int8(source), threads)
                 # One by one: in a batch the largest value of all decides how each is rounded.
-                outputs = logits_one_by_one(run, encode(samples.inputs, source.text), lambda _: None)
+                outputs = logits_one_by_one(run, encode(samples.inputs, source.text), answered)
             else:
-                outputs = logits_in_batches(source.runner(threads), samples, source.text, lambda _: None)
+                outputs = logits_in_batches(source.runner(threads), samples, source.text, answered)
             np.save(stage / "logits.npy", outputs)
 
         key = {"dev": samples.digest, "model": source.digest, "root": self.setting.root.digest}
