@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -98,7 +99,11 @@ class Afterwards:
             student.gently = True
             trials.teach(self.teaching, student, epochs, len(RUNGS), LARGER.learning_rate)
             larger.append(student)
-            if student.right >= enough - 1e-12 if seek else student.right <= best or larger[0].right < enough - 1e-12:
+            if seek:
+                last = student.right >= enough - 1e-12
+            else:
+                last = student.right <= best or larger[0].right < enough - 1e-12
+            if last:
                 break
             best = max(best, student.right)
         return larger
@@ -107,7 +112,7 @@ class Afterwards:
         """Where a candidate is good enough and time is left: it is cut further, as long as it stays good enough.
 
         It begins with what it has learned, so that little is lost at each step and soon learned again; one that comes
-        near is taught a second time.
+        near is taught a second time, and on as long as it would be there if it gained as much as the last time.
 
         Args:
             taught: All that were.
@@ -141,13 +146,13 @@ class Afterwards:
             setting.say(f"{last.shape} is good enough (at least {enough:.4f} is looked for): it is cut to {now.shape}")
             number = len(RUNGS) + 1 + len(found)
             found.append(now)
-            for again in range(2):
-                if again:
-                    share = allowed_share(needed_s, setting.spent.left)
-                    if share < ENOUGH or _reaches(now, enough) or now.score < minimum:
-                        break  # the time is up, or it is there, or too far from it
-                epochs = round(share * SMALLER.portions * self.portion, 2)
+            for again in itertools.count():
+                before, epochs = now.score, round(share * SMALLER.portions * self.portion, 2)
                 trials.teach(self.teaching, now, epochs, number + again * MOST_CUTS, SMALLER.learning_rate)
+                share = allowed_share(needed_s, setting.spent.left)
+                near = now.score - before >= enough - now.score if again else now.score >= minimum
+                if share < ENOUGH or _reaches(now, enough) or not near:
+                    break
             if not _reaches(now, enough):
                 break
             good.append(now)
