@@ -286,6 +286,25 @@ def test_without_clean_data_larger_ones_are_taught_where_size_pays(
     assert not [*asked]
 
 
+@pytest.mark.parametrize(
+    ("dev", "confidence", "gently"), [(False, None, False), (False, 0.95, True), (True, None, True)]
+)
+def test_students_are_taught_gently_unless_smaller_ones_are_measured_by_the_best(
+    dev: bool,
+    confidence: float | None,
+    gently: bool,
+    toy: Toy,
+    own_cache: Path,
+    known_costs: None,
+    searched: Searched,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(teaching.Teaching, "teach", lambda _self, student, *_: (student.source, 1.0, False))
+    monkeypatch.setattr(trials.Trials, "judged", lambda *_: (0.9, 0.9))
+    found = searched(recipe(toy, confidence=confidence, **({"dev": toy.train} if dev else {})))
+    assert {student.gently for student in found.everyone if student.epochs} == {gently}
+
+
 def test_the_time_of_a_round_is_planned_by_those_who_are_in_it(
     toy: Toy, own_cache: Path, known_costs: None, searched: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
