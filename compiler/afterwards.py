@@ -147,10 +147,10 @@ class Afterwards:
             number = len(RUNGS) + 1 + len(found)
             found.append(now)
             for again in itertools.count():
-                before, epochs = now.score, round(share * SMALLER.portions * self.portion, 2)
+                was, epochs = now.score, round(share * SMALLER.portions * self.portion, 2)
                 trials.teach(self.teaching, now, epochs, number + again * MOST_CUTS, SMALLER.learning_rate)
                 share = allowed_share(needed_s, setting.spent.left)
-                near = now.score - before >= enough - now.score if again else now.score >= minimum
+                near = now.score - was >= enough - now.score if again else now.score >= minimum
                 if share < ENOUGH or _reaches(now, enough) or not near:
                     break
             if not _reaches(now, enough):
