@@ -61,7 +61,7 @@ class Cost:
 def quick_int8(source: Source, *, export: Exporter, reduce_range: bool) -> OnnxModel:
     """A source as it will roughly run: exported, fused, int8 with ranges taken while running, where each applies."""
     context = Context(threads=export.threads, layers=source.layers, constant_inputs={"token_type_ids": 0})
-    model = export(source)
+    model = export(source).model
     for step in (Fuse(), QuantizeDynamic(reduce_range=reduce_range)):
         try:
             model = step(model, context)

@@ -20,6 +20,7 @@ from lepto.compiler.data import Samples
 from lepto.compiler.export.onnx import proof_feeds
 from lepto.compiler.metrics import Outcomes, decisions, metric, outcomes
 from lepto.compiler.model import OnnxModel
+from lepto.compiler.module_outputs import module_outputs
 from lepto.compiler.source import Source
 from lepto.compiler.statistics import Ratio, ratio_interval
 from lepto.compiler.verify import (
@@ -28,7 +29,6 @@ from lepto.compiler.verify import (
     Parity,
     encode,
     first_places,
-    logits_in_batches,
     logits_one_by_one,
     pad,
     parity,
@@ -107,9 +107,8 @@ class Evaluator:
         samples = self._samples()
 
         def make(stage: Path) -> None:
-            run = self.source.runner(self.threads)
             with _task(self.progress, "source: metric", len(samples)) as advance:
-                np.save(stage / "logits.npy", logits_in_batches(run, samples, self.source.text, advance))
+                np.save(stage / "logits.npy", module_outputs(self.source, samples, self.threads, advance))
 
         return self._logits("source-metric", self.source.digest, make)
 
@@ -118,9 +117,8 @@ class Evaluator:
         samples, subject = self._samples(), self.subject
 
         def make(stage: Path) -> None:
-            run = subject.runner(self.threads)
             with _task(self.progress, f"{label}: metric", len(samples)) as advance:
-                np.save(stage / "logits.npy", logits_in_batches(run, samples, subject.text, advance))
+                np.save(stage / "logits.npy", module_outputs(subject, samples, self.threads, advance))
 
         return self._logits("module-metric", subject.digest, make)
 

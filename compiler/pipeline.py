@@ -21,7 +21,7 @@ from lepto.compiler.cache import Cache
 from lepto.compiler.context import Context, Feed, Left, PassError, Table
 from lepto.compiler.costs import BATCH
 from lepto.compiler.evaluate import Evaluator, Logits, Timing
-from lepto.compiler.export.onnx import export_onnx
+from lepto.compiler.export.again import Exporter
 from lepto.compiler.halving import Objective
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.passes.options import alternatives, make_pass
@@ -86,6 +86,7 @@ class Pipeline:
         faithful: The last graph that was proven to compute what the source computes.
         objective: What the passes are to make better.
         size: Bytes that the result may hold.
+        exporter: May know the graph from other sources; else one of its own.
     """
 
     source: Source
@@ -100,6 +101,7 @@ class Pipeline:
     faithful: OnnxModel | None = None
     objective: Objective = "latency"
     size: int | None = None
+    exporter: Exporter | None = None
 
     def export(self) -> OnnxModel:
         """Export the source and prove it; records the step."""
@@ -107,7 +109,8 @@ class Pipeline:
 
         def make(stage: Path) -> None:
             with self._status("export: torch.onnx.export, then the dynamic axes are run"):
-                exported = export_onnx(self.source, threads=self.evaluator.threads)
+                export = self.exporter or Exporter(self.evaluator.threads)
+                exported = export(self.source)
             (stage / "model.onnx").write_bytes(exported.model.data)
             said = f"{exported.exporter}; shapes {', '.join(exported.shapes)}: {exported.proof}"
             if exported.fallback:

@@ -26,6 +26,7 @@ from lepto.compiler.costs import Cost
 from lepto.compiler.data import Samples
 from lepto.compiler.derived import made_anew
 from lepto.compiler.enough_tokens import strange_share, with_enough_tokens
+from lepto.compiler.export.again import Exporter
 from lepto.compiler.groundwork import Groundwork
 from lepto.compiler.halving import (
     LONGER,
@@ -41,6 +42,7 @@ from lepto.compiler.halving import (
     survivors,
     within,
 )
+from lepto.compiler.memory import set_aside
 from lepto.compiler.setting import Setting
 from lepto.compiler.source import Source
 from lepto.compiler.teaching import Teaching
@@ -74,6 +76,7 @@ class Found:
         notes: What was decided, and why.
         seconds: What it took, or would have taken without the cache.
         teaching_s: The part of it in which the source answered and students were taught.
+        exporter: Knows the graphs of the candidates.
     """
 
     ranked: tuple[Student, ...]
@@ -84,6 +87,7 @@ class Found:
     notes: tuple[str, ...]
     seconds: float
     teaching_s: float
+    exporter: Exporter
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class Search:
             LeptoError: No candidate keeps the latency or size budget (exit code 1).
         """
         torch.set_num_threads(self.setting.threads)
-        with contextlib.nullcontext() if self.workers is None else cluster(self.workers) as ray:
+        with set_aside(), contextlib.nullcontext() if self.workers is None else cluster(self.workers) as ray:
             return self._search(ray)
 
     def _search(self, ray: Any) -> Found:
@@ -224,7 +228,17 @@ class Search:
         ranked = halving.ranked(taught, minimum + margin, key)
         notes.append(f"looked for at least {minimum:.4f} (+{margin:.4f} to be safe) of {reference:.4f}")
         everyone = tuple(sorted(every, key=lambda s: key(s.cost)))
-        return Found(ranked, everyone, reference, minimum, base, tuple(notes), spent.seconds, spent.teaching)
+        return Found(
+            ranked,
+            everyone,
+            reference,
+            minimum,
+            base,
+            tuple(notes),
+            spent.seconds,
+            spent.teaching,
+            self.trials.exporter,
+        )
 
     def _promising(self, students: Sequence[Student], rung: Rung) -> bool:
         """Whether one of them is expected to become good enough: else the time is for larger ones."""

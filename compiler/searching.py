@@ -112,6 +112,7 @@ def search(
             versions,
             objective=recipe.objective,
             size=recipe.size_limit,
+            exporter=found.exporter,
         )
         pipeline.records.extend(_records(found, student))
         candidate = run_passes(pipeline, prepared)

@@ -21,10 +21,12 @@ from lepto.compiler.export.again import Exporter
 from lepto.compiler.halving import Student
 from lepto.compiler.memory import give_back
 from lepto.compiler.model import OnnxModel
+from lepto.compiler.module_outputs import module_outputs
 from lepto.compiler.setting import Setting
 from lepto.compiler.source import Source
 from lepto.compiler.teaching import Teaching
-from lepto.compiler.verify import encode, logits_in_batches, logits_one_by_one, runner
+from lepto.compiler.unlabelled import joined
+from lepto.compiler.verify import encode, logits_one_by_one, runner
 from lepto.runtime.console import size_text
 from lepto.runtime.errors import LeptoError
 from lepto.runtime.measure import FORM as TIMING_FORM
@@ -44,6 +46,7 @@ class Trials:
         reduce_range: Whether weights keep to seven bits on the target.
         copies: On which students are measured by how near they come to the source, in place of the metric on the
             development samples; None where that says enough.
+        exporter: Traces candidates of one graph once.
     """
 
     setting: Setting
@@ -51,12 +54,12 @@ class Trials:
     metric: Score
     reduce_range: bool
     copies: Samples | None = None
-    _exporter: Exporter = field(init=False)
+    exporter: Exporter = field(init=False)
     _exports: dict[str, OnnxModel] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Candidates of one graph are traced once."""
-        object.__setattr__(self, "_exporter", Exporter(self.setting.threads))
+        """Open an exporter for all of them."""
+        object.__setattr__(self, "exporter", Exporter(self.setting.threads))
 
     def measured(self, base: Source, candidates: Sequence[tuple[Shape, Source]], notes: list[str]) -> list[Student]:
         """Time all candidates side by side, before they are taught."""
@@ -96,7 +99,7 @@ class Trials:
 
     def _quick_int8(self, source: Source) -> OnnxModel:
         # Its module is asked for several times.
-        return quick_int8(held(source), export=self._exporter, reduce_range=self.reduce_range)
+        return quick_int8(held(source), export=self.exporter, reduce_range=self.reduce_range)
 
     def on_dev(self, source: Source) -> float:
         """The metric of a source on the development samples."""
@@ -104,11 +107,12 @@ class Trials:
 
     def judged(self, student: Source) -> tuple[float, float]:
         """What students are compared by, and the metric on the development samples."""
-        right = self.on_dev(student)
         if self.copies is None:
+            right = self.on_dev(student)
             return right, right
         own = self._outputs(self.setting.root, self.copies)
-        return nearness(own, self._outputs(student, self.copies)), right
+        outputs = self._outputs(student, joined(self.dev, self.copies))
+        return nearness(own, outputs[len(self.dev) :]), self.metric(outputs[: len(self.dev)], self.dev)
 
     def score(self, source: Source, samples: Samples) -> float:
         """The metric of a source on samples.
@@ -139,7 +143,7 @@ class Trials:
                 # One by one: in a batch the largest value of all decides how each is rounded.
                 outputs = logits_one_by_one(run, encode(samples.inputs, source.text), answered)
             else:
-                outputs = logits_in_batches(source.runner(threads), samples, source.text, answered)
+                outputs = module_outputs(source, samples, threads, answered)
             np.save(stage / "logits.npy", outputs)
 
         key = {"dev": samples.digest, "model": source.digest, "root": self.setting.root.digest}

@@ -159,11 +159,25 @@ def first_places(inputs: Any, text: Text | None) -> list[list[int]] | None:
 
 
 def logits_in_batches(
-    run: Run, samples: Samples, text: Text | None, progress: Callable[[int], None], *, batch: int = 32
+    run: Run,
+    samples: Samples,
+    text: Text | None,
+    progress: Callable[[int], None],
+    *,
+    batch: int = 32,
+    tokens: int = 1024,
 ) -> npt.NDArray[np.float32]:
     """[N, L] outputs in batches of like length: for float models, whose rows do not touch each other.
 
     For samples of words [N, W, L], what is said at each word's first token.
+
+    Args:
+        run: The model.
+        samples: N of them.
+        text: How texts are read.
+        progress: Told how many more are done.
+        batch: Arrays at once.
+        tokens: About so many of texts at once: a CPU is the fastest with as much as its caches hold.
     """
     if isinstance(samples.inputs, Mapping):
         feeds: list[Feed] = [
@@ -175,7 +189,12 @@ def logits_in_batches(
         assert text is not None
         ids = tokenize(samples.inputs, text)
         order = np.argsort([len(row) for row in ids], kind="stable")
-        feeds = [pad([ids[j] for j in order[i : i + batch]], text) for i in range(0, len(ids), batch)]
+        feeds, rest = [], order.tolist()
+        while rest:
+            # Sorted, so that the last of them is the longest.
+            count = next((n for n in range(1, len(rest)) if (n + 1) * len(ids[rest[n]]) > tokens), len(rest))
+            feeds.append(pad([ids[i] for i in rest[:count]], text))
+            del rest[:count]
     rows = []
     for feed in feeds:
         rows.append(run(feed))

@@ -6,6 +6,7 @@ of their weights mostly have one graph; whether they do is not reasoned about bu
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from lepto.compiler.context import Feed
-from lepto.compiler.export.onnx import export_onnx, prove
+from lepto.compiler.export.onnx import Exported, export_onnx, prove, shapes_of
 from lepto.compiler.model import OnnxModel
 from lepto.compiler.ort import session
 from lepto.compiler.source import Source
@@ -34,33 +35,38 @@ class Exporter:
     """
 
     threads: int
-    _made: dict[tuple[Any, ...], tuple[State, OnnxModel] | None] = field(default_factory=dict, init=False, repr=False)
+    _made: dict[tuple[Any, ...], tuple[State, Exported] | None] = field(default_factory=dict, init=False, repr=False)
 
-    def __call__(self, source: Source) -> OnnxModel:
+    def __call__(self, source: Source) -> Exported:
         """Export a source.
 
         Raises:
             PassError: It cannot be exported, or the export computes something else.
         """
         if source.load_module is None:
-            return export_onnx(source, threads=self.threads).model
+            return export_onnx(source, threads=self.threads)
         state = state_of(source)
         key = (source.task, source.labels, repr(source.axes), tuple((name, a.ndim) for name, a in state.items()))
         before = self._made.get(key)
         if before is not None:
-            if (model := self._again(source, *before, state)) is not None:
-                return model
+            if (exported := self._again(source, *before, state)) is not None:
+                return exported
             self._made[key] = None  # it is no graph for other sizes: it is not tried again
-        model = export_onnx(source, threads=self.threads).model
-        self._made.setdefault(key, (state, model))
-        return model
+        exported = export_onnx(source, threads=self.threads)
+        self._made.setdefault(key, (state, exported))
+        return exported
 
-    def _again(self, source: Source, before: State, model: OnnxModel, state: State) -> OnnxModel | None:
+    def _again(self, source: Source, before: State, first: Exported, state: State) -> Exported | None:
         try:
-            found = with_weights(model, before, state, source.example, threads=self.threads)
-            return found if found is not None and prove(source, found, threads=self.threads)[0].ok else None
+            found = with_weights(first.model, before, state, source.example, threads=self.threads)
+            if found is None:
+                return None
+            proof, feeds = prove(source, found, threads=self.threads)
         except Exception:  # ONNX Runtime refuses a graph whose sizes do not fit in ways of its own
             return None
+        if not proof.ok:
+            return None
+        return dataclasses.replace(first, model=found, proof=proof, shapes=shapes_of(feeds, source))
 
 
 def state_of(source: Source) -> State:

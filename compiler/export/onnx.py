@@ -68,7 +68,7 @@ def export_onnx(source: Source, *, threads: int, typical: int = 16) -> Exported:
     outputs = None if name is None else [name]
     model = _finish(proto, source, outputs)
     proof, feeds = prove(source, model, threads=threads, typical=typical)
-    shapes = tuple("x".join(map(str, _shape(feed, source.axes))) for feed in feeds)
+    shapes = shapes_of(feeds, source)
     if not proof.ok:
         blame = "" if source.load_onnx is not None else first_layer_apart(source, model, feeds, threads)
         raise PassError(
@@ -125,6 +125,11 @@ def _resize(
     # Values of the example itself, in another order and size: right in range and kind for any model.
     drawn: npt.NDArray[np.generic] = rng.choice(example.reshape(-1), size=shape)
     return drawn
+
+
+def shapes_of(feeds: Sequence[Feed], source: Source) -> tuple[str, ...]:
+    """Of each, as ``BxS`` or ``B``."""
+    return tuple("x".join(map(str, _shape(feed, source.axes))) for feed in feeds)
 
 
 def _shape(feed: Feed, axes: Axes) -> tuple[int, ...]:

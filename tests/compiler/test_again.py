@@ -77,7 +77,11 @@ def test_a_cut_encoder_takes_the_graph_of_the_first(toy: Toy, traced: list[str])
     first = cut(source, sizes.heads, sizes.neurons)
     export(first)
     smaller = cut(source, (1,) * sizes.layers, tuple(n // 2 for n in sizes.neurons), sizes.width // 2)
-    model = export(smaller)
+    exported = export(smaller)
+    model = exported.model
+    assert exported.proof.ok
+    assert exported.proof.rows == export_onnx(first, threads=1).proof.rows > 0
+    assert "2x16" in exported.shapes
     assert traced == [first.digest]
     own = export_onnx(smaller, threads=1).model
     same(model, own)
@@ -120,7 +124,7 @@ def test_what_is_no_graph_for_other_sizes_is_traced_anew(traced: list[str], monk
     export = again.Exporter(1)
     sources = [open_source(f"factories:{name}") for name in ("folded_six", "folded_four")]
     for source in sources:
-        model = export(source)
+        model = export(source).model
         feed = {"x": np.random.default_rng(0).standard_normal((3, 1, 8, 8)).astype(np.float32)}
         assert parity(source.runner(1), runner(model, 1), [feed]).ok
     assert export(sources[1]) is not None
@@ -135,5 +139,5 @@ def test_a_wrong_graph_is_not_taken(toy: Toy, traced: list[str], monkeypatch: py
     assert encoder is not None
     other = cut(source, (1,) * encoder.sizes().layers, encoder.sizes().neurons)
     monkeypatch.setattr(again, "with_weights", lambda model, *_a, **_k: model)
-    assert parity(other.runner(1), runner(export(other), 1), [dict(other.example)]).ok
+    assert parity(other.runner(1), runner(export(other).model, 1), [dict(other.example)]).ok
     assert traced == [source.digest, other.digest]

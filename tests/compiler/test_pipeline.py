@@ -102,7 +102,7 @@ def test_a_second_compile_finds_every_step_and_does_no_work(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("this was to be found in the cache")
 
-    for name in ("interleave", "logits_one_by_one", "logits_in_batches", "parity"):
+    for name in ("interleave", "logits_one_by_one", "module_outputs", "parity"):
         monkeypatch.setattr(evaluate, name, never)
     monkeypatch.setattr(torch.nn.Module, "__call__", never)
     monkeypatch.setattr(Fuse, "__call__", never)

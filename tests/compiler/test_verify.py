@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -88,15 +89,22 @@ def text(toy: Toy) -> Text:
 def test_batches_of_like_length_give_results_in_the_order_of_the_samples(text: Text) -> None:
     texts = tuple(t * (1 + i % 3) for i, (t, _) in enumerate(toy_rows()[:40]))
     samples = Samples(texts, np.zeros(40, dtype=np.int64), "here")
-    seen = []
+    seen: list[int] = []
+    shapes: list[tuple[int, ...]] = []
 
     def run(feed: dict[str, np.ndarray]) -> np.ndarray:
+        shapes.append(feed["input_ids"].shape)
         return (feed["input_ids"] * feed["attention_mask"]).sum(axis=1, keepdims=True).astype(np.float32)
 
-    found = logits_in_batches(run, samples, text, seen.append, batch=16)  # type: ignore[arg-type]
+    found = logits_in_batches(run, samples, text, seen.append, tokens=100)  # type: ignore[arg-type]
     expected = [sum(ids) for ids in tokenize(texts, text)]
     assert found[:, 0].tolist() == expected
     assert sum(seen) == 40
+    assert all(rows * length <= 100 for rows, length in shapes)
+    assert all((rows + 1) * after[1] > 100 for (rows, _), after in itertools.pairwise(shapes))  # no fewer
+    found = logits_in_batches(run, samples, text, seen.append, tokens=1)  # type: ignore[arg-type]
+    assert found[:, 0].tolist() == expected
+    assert [rows for rows, _ in shapes[-40:]] == [1] * 40
 
 
 def test_texts_are_encoded_as_the_runtime_does(text: Text, tmp_path: Path) -> None:
