@@ -83,7 +83,8 @@ class TestGate:
         code, _, err = lepto("gate", repository / "t" / "9", one, *options)
         assert code == 2
         assert "'t' has no version 9" in err
-        assert lepto("gate", repository / "t" / "1", one, "--checks", "latency", "--max-slowdown", "300%")[0] == 0
+        timed = ("--checks", "latency", "--max-slowdown", "300%", "--wait", 0)
+        assert lepto("gate", repository / "t" / "1", one, *timed)[0] == 0
 
     def test_a_candidate_that_answers_nan(
         self, lepto: Any, make_package: MakePackage, tmp_path: Path, evaluation: Path
