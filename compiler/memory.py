@@ -33,8 +33,10 @@ def give_back() -> None:
 def set_aside() -> Iterator[None]:
     """Spare Python's collector what lives already: frameworks and the source are half a million objects to walk."""
     gc.collect()
+    frozen = gc.get_freeze_count()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen:  # else the caller had set objects aside, which cannot be told from ours
+            gc.unfreeze()

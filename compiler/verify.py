@@ -158,13 +158,16 @@ def first_places(inputs: Any, text: Text | None) -> list[list[int]] | None:
     return [reading.first for reading in read_words(inputs, text)] if text is not None and are_words(inputs) else None
 
 
+_ARRAYS = 32
+"""Samples of arrays that are run at once."""
+
+
 def logits_in_batches(
     run: Run,
     samples: Samples,
     text: Text | None,
     progress: Callable[[int], None],
     *,
-    batch: int = 32,
     tokens: int = 1024,
 ) -> npt.NDArray[np.float32]:
     """[N, L] outputs in batches of like length: for float models, whose rows do not touch each other.
@@ -176,13 +179,13 @@ def logits_in_batches(
         samples: N of them.
         text: How texts are read.
         progress: Told how many more are done.
-        batch: Arrays at once.
-        tokens: About so many of texts at once: a CPU is the fastest with as much as its caches hold.
+        tokens: At most so many of texts at once, padding counted, and at least one text: a CPU is the fastest with as
+            much as its caches hold.
     """
     if isinstance(samples.inputs, Mapping):
         feeds: list[Feed] = [
-            {name: array[i : i + batch] for name, array in samples.inputs.items()}
-            for i in range(0, len(samples), batch)
+            {name: array[i : i + _ARRAYS] for name, array in samples.inputs.items()}
+            for i in range(0, len(samples), _ARRAYS)
         ]
         order = np.arange(len(samples))
     else:

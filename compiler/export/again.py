@@ -66,7 +66,8 @@ class Exporter:
             return None
         if not proof.ok:
             return None
-        return dataclasses.replace(first, model=found, proof=proof, shapes=shapes_of(feeds, source))
+        exporter = f"{first.exporter}, traced for other sizes"
+        return dataclasses.replace(first, model=found, exporter=exporter, proof=proof, shapes=shapes_of(feeds, source))
 
 
 def state_of(source: Source) -> State:

@@ -85,7 +85,7 @@ def test_a_cut_encoder_takes_the_graph_of_the_first(toy: Toy, traced: list[str])
     same(model, own)
     assert exported.proof.ok
     assert (exported.proof.rows, exported.shapes) == (itself.proof.rows, itself.shapes)
-    assert (exported.exporter, exported.fallback) == (itself.exporter, itself.fallback)
+    assert (exported.exporter, exported.fallback) == (f"{itself.exporter}, traced for other sizes", itself.fallback)
     fused = [Fuse()(one, Context(layers=smaller.layers)).operators() for one in (model, own)]
     assert fused[0] == fused[1]
     assert fused[0]["Attention"]
