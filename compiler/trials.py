@@ -114,6 +114,10 @@ class Trials:
         outputs = self._outputs(student, joined(self.dev, self.copies))
         return nearness(own, outputs[len(self.dev) :]), self.metric(outputs[: len(self.dev)], self.dev)
 
+    def near(self, source: Source, samples: Samples) -> float:
+        """How near a source comes to the root on samples: see :func:`.by_heart.nearness`."""
+        return nearness(self._outputs(self.setting.root, samples), self._outputs(source, samples))
+
     def score(self, source: Source, samples: Samples) -> float:
         """The metric of a source on samples.
 

@@ -98,6 +98,7 @@ def test_the_cheapest_good_one_is_judged_first_and_then_dearer_ones_by_accuracy(
     assert ranked(everyone, 0.95, FASTEST) == (pick, best, better, equal)
     assert ranked([pick, equal], 0.95, FASTEST) == (pick, equal)  # not told apart: the dearer one is the safer one
     assert ranked(everyone, 0.99, FASTEST) == (best,)  # none is good enough
+    assert ranked([pick, equal], 0.99, FASTEST) == (equal,)
 
 
 def test_the_margin_is_a_share_of_the_drop_and_grows_where_samples_are_few() -> None:
@@ -107,7 +108,8 @@ def test_the_margin_is_a_share_of_the_drop_and_grows_where_samples_are_few() -> 
     assert margin(0.01, 10_000, clean=False, strict=False, graded=True) == pytest.approx(0.0085)
     assert margin(0.01, 10_000, clean=False, strict=True, graded=True) == pytest.approx(0.01)
     assert margin(0.01, 10_000, clean=True, strict=True) == pytest.approx(0.01)
-    assert margin(0.01, 125, clean=True, strict=False) == pytest.approx(0.01)  # half of sqrt(0.05 / 125)
+    assert margin(0.01, 125, clean=True, strict=False) == pytest.approx(0.02)  # sqrt(0.05 / 125)
+    assert margin(0.001, 125, clean=True, strict=True) == pytest.approx(0.01)
     assert margin(0.01, 20, clean=False, strict=False) == pytest.approx(0.025)
     assert margin(0.05, 20, clean=True, strict=True, decided=False) == pytest.approx(0.005)  # vectors
 
@@ -395,16 +397,24 @@ def test_a_slow_source_is_asked_about_fewer_samples(
     ("task", "clean", "most"),
     [
         (TEXT_CLASSIFICATION, True, 0.5 * 0.008),
-        (TEXT_CLASSIFICATION, False, 0.009),
+        (TEXT_CLASSIFICATION, False, 0.5 * 0.009),
         (TOKEN_CLASSIFICATION, True, 0.25 * 0.009),
         (TOKEN_CLASSIFICATION, False, 0.25 * 0.009),
     ],
 )
 def test_what_a_vocabulary_may_cost(task: str, clean: bool, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the drop where the source is asked about samples that it has not seen; all of it where it has."""
-    monkeypatch.setattr(search, "with_enough_tokens", lambda *given: given[-1](0.9))
-    asked = SimpleNamespace(score=None, on_dev=lambda _: 0.8)
-    of: Any = SimpleNamespace(clean=clean, allowed=lambda score: 0.01 * score, dev=None, trials=asked)
+    """Half of the drop; where the source has learned the texts it is asked about copies of them."""
+    given: list[tuple[Any, ...]] = []
+
+    def enough(*arguments: Any) -> Any:
+        given.append(arguments)
+        return arguments[-1](0.9)
+
+    monkeypatch.setattr(search, "with_enough_tokens", enough)
+    learned = task == TEXT_CLASSIFICATION and not clean
+    asked = SimpleNamespace(score="score", near="near", copies="copies" if learned else None, on_dev=lambda _: 0.8)
+    of: Any = SimpleNamespace(clean=clean, allowed=lambda score: 0.01 * score, dev="dev", trials=asked)
     root: Any = SimpleNamespace(task=task)
     context: Any = None
     assert search.Search._trimmed(of, root, context) == pytest.approx(most)
+    assert given[0][2:4] == (("copies", "near") if learned else ("dev", "score"))
