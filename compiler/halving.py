@@ -204,8 +204,10 @@ def margin(
     share = 1.0 if strict else 0.25 if clean else 0.5
     if graded and not strict:
         share = 0.85 if last else 0.75
-    least = 1.0 if clean and not strict else 0.5
-    return max(share * allowed, least * math.sqrt(_CHANGED / samples))
+    error = math.sqrt(_CHANGED / samples)
+    # No more than the drop: a student is not asked to be better than the reference, which may be impossible.
+    whole = min(error, allowed) if clean and not strict else 0.0
+    return max(share * allowed, whole, 0.5 * error)
 
 
 _CHANGED = 0.05

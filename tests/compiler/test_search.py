@@ -108,7 +108,8 @@ def test_the_margin_is_a_share_of_the_drop_and_grows_where_samples_are_few() -> 
     assert margin(0.01, 10_000, clean=False, strict=False, graded=True) == pytest.approx(0.0085)
     assert margin(0.01, 10_000, clean=False, strict=True, graded=True) == pytest.approx(0.01)
     assert margin(0.01, 10_000, clean=True, strict=True) == pytest.approx(0.01)
-    assert margin(0.01, 125, clean=True, strict=False) == pytest.approx(0.02)  # sqrt(0.05 / 125)
+    assert margin(0.03, 125, clean=True, strict=False) == pytest.approx(0.02)  # sqrt(0.05 / 125)
+    assert margin(0.015, 125, clean=True, strict=False) == pytest.approx(0.015)  # not better than the reference
     assert margin(0.001, 125, clean=True, strict=True) == pytest.approx(0.01)
     assert margin(0.01, 20, clean=False, strict=False) == pytest.approx(0.025)
     assert margin(0.05, 20, clean=True, strict=True, decided=False) == pytest.approx(0.005)  # vectors
