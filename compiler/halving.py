@@ -218,7 +218,7 @@ def ranked(students: Sequence[Student], enough: float, key: Callable[[Cost], flo
     """The order in which students are to be judged: the cheapest that is good enough, then dearer ones by accuracy.
 
     Few development samples hardly tell students apart: those that are as accurate and cost more are safer all the same.
-    So where none is good enough, and the most accurate comes first, it is the dearest of equals.
+    Where none is good enough the most accurate comes first, of equals the cheapest.
 
     Args:
         students: Not empty.
@@ -226,7 +226,7 @@ def ranked(students: Sequence[Student], enough: float, key: Callable[[Cost], flo
         key: What is to be small.
     """
     good = [s for s in students if s.score >= enough - 1e-12]
-    pick = min(good, key=lambda s: key(s.cost)) if good else max(students, key=lambda s: (s.score, key(s.cost)))
+    pick = min(good, key=lambda s: key(s.cost)) if good else max(students, key=lambda s: (s.score, -key(s.cost)))
     others = [s for s in students if s is not pick and s.score >= pick.score and key(s.cost) > key(pick.cost)]
     return (pick, *sorted(others, key=lambda s: (-s.score, key(s.cost))))
 

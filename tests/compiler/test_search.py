@@ -98,7 +98,7 @@ def test_the_cheapest_good_one_is_judged_first_and_then_dearer_ones_by_accuracy(
     assert ranked(everyone, 0.95, FASTEST) == (pick, best, better, equal)
     assert ranked([pick, equal], 0.95, FASTEST) == (pick, equal)  # not told apart: the dearer one is the safer one
     assert ranked(everyone, 0.99, FASTEST) == (best,)  # none is good enough
-    assert ranked([pick, equal], 0.99, FASTEST) == (equal,)
+    assert ranked([equal, pick], 0.99, FASTEST) == (pick, equal)  # of equals the cheapest
 
 
 def test_the_margin_is_a_share_of_the_drop_and_grows_where_samples_are_few() -> None:
