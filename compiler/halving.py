@@ -182,11 +182,11 @@ def margin(
     point. By their labels students are two to three times as far apart as on test data, so that half of the drop is
     enough; the source's softmax on copies says what they are apart, and the best of them is behind the source, too.
 
-    At least a standard error of a difference: few samples hardly tell students apart, where each is right or wrong, and
-    of many the one that is chosen was lucky, too. With test texts of BANKING77 and CLINC150 as development samples, 400
-    draws of 250 to 1,000 each, a whole one kept the budget on other test texts up to 16 times in 100 more often than
-    half of one, never less often, and came out as fast on the whole. (Half of one on samples that the source has
-    learned, and where a bound asks for more anyway: measured for neither.)
+    At least a standard error of a difference, or the drop where that is less: few samples hardly tell students apart,
+    where each is right or wrong, and of many the one that is chosen was lucky, too. With test texts of BANKING77 and
+    CLINC150 as development samples, 400 draws of 250 to 1,000 each, it kept the budget on other test texts up to 16
+    times in 100 more often than half of one, never less often, and came out as fast on the whole. (Half of one on
+    samples that the source has learned, and where a bound asks for more anyway: measured for neither.)
 
     Args:
         allowed: The largest drop.

@@ -108,11 +108,25 @@ def test_the_margin_is_a_share_of_the_drop_and_grows_where_samples_are_few() -> 
     assert margin(0.01, 10_000, clean=False, strict=False, graded=True) == pytest.approx(0.0085)
     assert margin(0.01, 10_000, clean=False, strict=True, graded=True) == pytest.approx(0.01)
     assert margin(0.01, 10_000, clean=True, strict=True) == pytest.approx(0.01)
+    assert margin(0.01, 125, clean=True, strict=False) == pytest.approx(0.01)  # half of sqrt(0.05 / 125)
     assert margin(0.03, 125, clean=True, strict=False) == pytest.approx(0.02)  # sqrt(0.05 / 125)
     assert margin(0.015, 125, clean=True, strict=False) == pytest.approx(0.015)  # not better than the reference
     assert margin(0.001, 125, clean=True, strict=True) == pytest.approx(0.01)
     assert margin(0.01, 20, clean=False, strict=False) == pytest.approx(0.025)
     assert margin(0.05, 20, clean=True, strict=True, decided=False) == pytest.approx(0.005)  # vectors
+
+
+@pytest.mark.parametrize(("score", "promising"), [(0.905, True), (0.895, False)])
+def test_the_last_round_is_long_where_one_is_expected_to_be_safely_good_enough(score: float, promising: bool) -> None:
+    # Of 0.95 with a drop of 0.05 and a margin of 0.01 at least 0.91; a tenth of the errors goes in the last round.
+    of: Any = SimpleNamespace(
+        clean=True,
+        trials=SimpleNamespace(on_dev=lambda _: 0.95),
+        setting=SimpleNamespace(root=None),
+        allowed=lambda _: 0.05,
+        _margin=lambda drop: 0.2 * drop,
+    )
+    assert search.Search._promising(of, [_student(0.1, score)], RUNGS[-1]) == promising
 
 
 def test_larger_shapes_begin_where_the_candidates_end() -> None:
