@@ -276,7 +276,10 @@ def rising(students: Sequence[Student], allowed: Callable[[float], float], rung:
     """Whether the dearest student is expected to be better than all others by as much as would decide.
 
     Then students still gain with their size, and the best of them is no measure of what a larger one could reach. By as
-    much as the slack of the round to come: early scores say less.
+    much as the slack of the round to come: early scores say less. Where copies that lack words are what they are asked
+    about, the labels are to say so, too, by half of that: what the larger one knows by heart of the source helps it on
+    both, but their noise is not the same. On DistilBERT's architecture three whole layers were 0.56 points ahead of two
+    on copies and 0.10 by labels, on test texts 0.06; five whole layers were taken, where two were good enough.
 
     Args:
         students: All that were taught.
@@ -287,7 +290,9 @@ def rising(students: Sequence[Student], allowed: Callable[[float], float], rung:
     if not others:
         return False
     reached = expected(dearest.score, rung)
-    return reached - rung.slack * allowed(reached) > max(expected(s.score, rung) for s in others)
+    decides = rung.slack * allowed(reached)
+    by_labels = expected(dearest.right, rung) - max(expected(s.right, rung) for s in others)
+    return reached - decides > max(expected(s.score, rung) for s in others) and by_labels > 0.5 * decides
 
 
 def gains(larger: Sequence[Student], reached: float, safe: float) -> bool:

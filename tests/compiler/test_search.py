@@ -199,6 +199,26 @@ def test_whether_students_still_gain_with_their_size(scores: tuple[float, ...], 
 
 
 @pytest.mark.parametrize(
+    ("scores", "labels", "still"),
+    [
+        # After two rounds: on copies that lack words, and by the labels of the held-out texts.
+        ((0.9287, 0.9326, 0.9453, 0.9509), (0.9242, 0.9242, 0.9372, 0.9382), False),  # DistilBERT's architecture
+        ((0.9541, 0.9615, 0.9635, 0.9704), (0.9673, 0.9700, 0.9780, 0.9813), True),  # CLINC150
+        ((0.9294, 0.9359, 0.9440, 0.9467), (0.9172, 0.9194, 0.9283, 0.9305), False),  # HWU64
+        ((0.9635, 0.9704), (0.9780, 0.9780), False),  # the labels say nothing of it
+        ((0.9635, 0.9650), (0.9780, 0.9880), False),  # nor do the copies
+    ],
+)
+def test_size_pays_where_copies_and_labels_say_so(
+    scores: tuple[float, ...], labels: tuple[float, ...], still: bool
+) -> None:
+    students = [_student(place + 1.0, score) for place, score in enumerate(scores)]
+    for student, right in zip(students, labels, strict=True):
+        student.right = right
+    assert rising(students, lambda score: 0.01 * score, RUNGS[2]) == still
+
+
+@pytest.mark.parametrize(
     ("larger", "reached", "pays"),
     [
         # What larger students had, in turn, and what the largest of the others was expected to reach.
