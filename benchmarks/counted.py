@@ -8,6 +8,7 @@ Usage: counted.py MODEL.onnx FEEDS.npz COUNT, where FEEDS has arrays ``PLACE/INP
 
 import os
 import sys
+from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -21,7 +22,7 @@ def main(model: str, file: str, count: int) -> None:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feeds: dict[str, dict[str, np.ndarray]] = {}  # type: ignore[type-arg]  # evaluated at run time
+    feeds: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
     with np.load(file, allow_pickle=False) as stored:
         for key in stored.files:
             place, _, name = key.partition("/")
